@@ -21,6 +21,7 @@ from cyclr.torch import range_test
 from records import SEEDS, Records
 
 LENGTHS = (100, 300, 1000)
+USUAL = 300  # cyclr's default
 # The schedule that each peer's users follow.
 SCHEDULES = {
     "fastai valley": "one_cycle",
@@ -34,23 +35,25 @@ SCHEDULES = {
 CYCLR = ("triangular", "triangular2", "one_cycle", "linear_to_zero")
 
 
-def plans(name: str) -> list[tuple[int, int]]:
-    """Length and seed of each sweep: none longer than twice the training, and the longest with one seed only."""
-    lengths = [length for length in LENGTHS if length <= max(2 * CASES[name].updates, LENGTHS[0])]
-    return [(length, seed) for length in lengths for seed in (SEEDS if length < LENGTHS[-1] else SEEDS[:1])]
+def peers(study: Any, name: str) -> None:
+    """What every other finder says about one task; long sweeps of slow tasks and of more seeds are left out."""
+    for steps in LENGTHS:
+        for seed in SEEDS if steps < LENGTHS[-1] else SEEDS[:1]:
+            for finder, find in FINDERS.items():
+                said = lambda task, _, find=find, seed=seed, steps=steps: {  # noqa: E731
+                    "advice": {each: asdict(said) for each, said in find(task, seed, steps).items()}
+                }
+                if steps <= max(LENGTHS[0], 2 * CASES[name].updates):
+                    study.result({"task": name, "policy": finder, "sweep": steps, "seed": seed}, said)
 
 
-def sweep(study: Any, name: str) -> None:
-    """Every finder on one task."""
-    for steps, seed in plans(name):
-        for finder, find in FINDERS.items():
-            peers = lambda task, _, find=find, seed=seed, steps=steps: {  # noqa: E731
-                "advice": {each: asdict(said) for each, said in find(task, seed, steps).items()}
-            }
-            study.result({"task": name, "policy": finder, "sweep": steps, "seed": seed}, peers)
-    for steps, seed in plans(name):
-        own = lambda task, _, seed=seed, steps=steps: curve_of(task, seed, steps)  # noqa: E731
-        study.result({"task": name, "policy": "cyclr", "sweep": steps, "seed": seed}, own)
+def curves(study: Any, name: str) -> None:
+    """cyclr's range tests of one task."""
+    for steps in (USUAL, *(each for each in LENGTHS if each != USUAL)):
+        for seed in SEEDS:
+            curve = lambda task, _, seed=seed, steps=steps: curve_of(task, seed, steps)  # noqa: E731
+            if steps <= max(USUAL, 3 * CASES[name].updates):
+                study.result({"task": name, "policy": "cyclr", "sweep": steps, "seed": seed}, curve)
 
 
 def curve_of(task: Task, seed: int, steps: int) -> dict[str, Any]:
@@ -74,20 +77,15 @@ def judge(study: Any, name: str) -> None:
             for adviser, said in known.get("advice", {}).items():
                 if said["lr"] is not None:
                     trained(study, name, SCHEDULES[adviser], float(f"{said['lr']:.4g}"), None, seed)
-    curves = records.curves(usual(name))
+    swept = records.curves(USUAL)
     for policy in CYCLR:
         grids = {task: records.grid(task, policy) for task in CASES if records.best(task, policy)}
-        share = share_from({task: list(each.values()) for task, each in curves.items()}, grids, policy, without=name)
-        for seed, curve in curves.get(name, {}).items():
+        share = share_from({task: list(each.values()) for task, each in swept.items()}, grids, policy, without=name)
+        for seed, curve in swept.get(name, {}).items():
             bounds = None if share is None else advised(curve, policy, share)
             if bounds is not None and bounds.max_lr is not None:
                 base, top = (float(f"{rate:.4g}") for rate in (bounds.base_lr, bounds.max_lr))
                 trained(study, name, policy, top, base if policy.startswith("triangular") else None, seed)
-
-
-def usual(name: str) -> int:
-    """Updates of the range test that cyclr is judged by: 300, or 100 where the training itself is short."""
-    return LENGTHS[1] if CASES[name].updates > LENGTHS[1] else LENGTHS[0]
 
 
 def methods(study: Any, name: str) -> None:

@@ -1,9 +1,9 @@
 """The study's queue: every training is a line in records.jsonl; what is there already is not done again.
 
-    python benchmarks/regret/study.py grid|sweeps|judge|methods --data-dir DIR [--only TASK,...]
+    python benchmarks/regret/study.py grid|curves|peers|judge|methods --data-dir DIR [--only TASK,...]
 
-grid: the oracle. sweeps: what every finder says. judge: training with what they said (when grid and sweeps are done).
-methods: training without a rate. Start each once per core, as often as you like: processes share the work and lose at
+grid: the oracle. curves: cyclr's range tests. peers: what every other finder says. judge: training with what all of them
+said (when those are done). methods: training without a rate. Start each once per core, as often as you like: processes share the work and lose at
 most one training to a `kill`. `--only TASK` makes one task's cells.
 """
 
@@ -92,7 +92,7 @@ def claimed(name: str) -> Iterator[bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["grid", "sweeps", "judge", "methods"])
+    parser.add_argument("part", choices=["grid", "curves", "peers", "judge", "methods"])
     parser.add_argument("--data-dir", default=os.environ.get("CYCLR_DATA"))
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--out", type=Path, default=HERE / "records")
@@ -100,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     study = Study(options.out, options.data_dir)
-    parts = {"sweeps": advice.sweep, "judge": advice.judge, "methods": advice.methods}
+    parts = {"curves": advice.curves, "peers": advice.peers, "judge": advice.judge, "methods": advice.methods}
     for policy in ORDER if options.part == "grid" else ("all",):
         for name in options.only.split(","):
             with claimed(f"{options.part}-{name}-{policy}") as mine:
