@@ -1,5 +1,7 @@
 """Bounds read off curves whose bounds are known, and the curves that have none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,6 +97,51 @@ def test_values_seen_before_an_update_belong_to_the_update_before():
 def test_a_policy_that_declines_to_zero_gets_a_higher_peak():
     curve = a_curve(LOG, learning(LOG, start=1e-3, best=1e-2, fall=6e-2, noise=0.02))
     assert cyclr.find_bounds(curve, policy="one_cycle").max_lr > cyclr.find_bounds(curve, policy="triangular").max_lr
+
+
+def with_cycles(curve, peaks, values, level=2.3, goal="min"):
+    """A range test with short cycles."""
+    cycles = cyclr.Curve(
+        f"{curve.metric} after a short cycle", [64] * len(peaks), peaks, values, goal, "after", meta={"level": level}
+    )
+    return dataclasses.replace(curve, companions=(cycles,))
+
+
+PEAKS = 0.004 * 10 ** np.arange(-0.5, 0.76, 0.25)
+CYCLES = 1.0 + 0.8 * np.log10(PEAKS / 0.004) ** 2
+
+
+@pytest.mark.parametrize(("policy", "share"), [("triangular", 0.69), ("one_cycle", 0.95), ("triangular2", 0.95)])
+def test_short_cycles_decide_on_max_lr_and_the_ramp_on_base_lr(policy, share):
+    ramp = a_curve(LOG, learning(LOG, start=3e-4, best=3e-2, fall=2e-1, noise=0.05))
+    alone, bounds = (cyclr.find_bounds(each, policy=policy) for each in (ramp, with_cycles(ramp, PEAKS, CYCLES)))
+    assert bounds.max_lr == pytest.approx(share * 0.004, rel=0.02)
+    assert bounds.base_lr == alone.base_lr and bounds.base_interval == alone.base_interval
+    assert bounds.interval[0] < bounds.max_lr < bounds.interval[1]
+
+
+def test_short_cycles_suffice_where_the_ramp_says_nothing():
+    flat = a_curve(LOG, learning(LOG, start=1e-3, best=1e-2, fall=1e3))
+    assert cyclr.find_bounds(flat).status == "never broke"
+    bounds = cyclr.find_bounds(with_cycles(flat, PEAKS, CYCLES), policy="one_cycle")
+    assert bounds.status == "ok"
+    assert bounds.base_lr == pytest.approx(bounds.max_lr / 4) == pytest.approx(0.95 * 0.001, rel=0.02)
+
+
+def test_short_cycles_of_an_accuracy_are_mirrored_and_their_offset_does_not_matter():
+    ramp = a_curve(LOG, learning(LOG, start=3e-4, best=3e-2, fall=2e-1))
+    mirrored = a_curve(LOG, 100 - ramp.values, goal="max")
+    expected = cyclr.find_bounds(with_cycles(ramp, PEAKS, CYCLES)).max_lr
+    assert cyclr.find_bounds(with_cycles(mirrored, PEAKS, 100 - CYCLES, 97.7, "max")).max_lr == pytest.approx(expected)
+
+
+def test_the_metric_that_is_asked_for_is_read():
+    accuracy = a_curve(LOG, -learning(LOG, start=3e-4, best=3e-2, fall=2e-1), goal="max")
+    loss = a_curve(LOG, learning(LOG, start=3e-3, best=3e-2, fall=2e-1))
+    both = dataclasses.replace(accuracy, companions=(loss,))
+    assert cyclr.find_bounds(both).base_lr < 1e-3 < cyclr.find_bounds(both, metric="loss").base_lr
+    with pytest.raises(ValueError, match="did not measure 'error'; it has accuracy, loss"):
+        cyclr.find_bounds(both, metric="error")
 
 
 def test_reading_is_repeatable_and_several_curves_are_read_together():

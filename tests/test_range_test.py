@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cyclr
@@ -41,16 +41,18 @@ class Noisy:
     """A bowl of 20 weights and the given curvature, under gradient noise: large rates end on a high floor."""
 
     def __init__(self, seed, curvature):
-        self.seed, self.curvature, self.resets = seed, curvature, -1
+        self.seed, self.curvature, self.passes = seed, curvature, []
         self.reset()
 
     def train_at(self, lr):
+        self.passes[-1].append(lr)
         loss = 0.5 * self.curvature * float(self.w @ self.w)
         self.w = self.w - lr * self.curvature * (self.w + 0.1 * self.noise.standard_normal(20))
         return loss
 
     def reset(self):
-        self.resets, self.w, self.noise = self.resets + 1, np.ones(20), np.random.default_rng(self.seed)
+        self.w, self.noise = np.ones(20), np.random.default_rng(self.seed)
+        self.passes.append([])
 
 
 @pytest.mark.parametrize("ramp", [cyclr.ramp(0.0, 0.02, 37), cyclr.ramp(1e-6, 1.0, 100, "log"), cyclr.ramp(1, 0.1, 9)])
@@ -185,16 +187,75 @@ def test_other_wrong_input_is_refused_before_anything_is_trained():
         cyclr.range_test(lambda lr: {"loss": 1.0}, ramp, metric="accuracy")
 
 
-def test_the_default_ramp_resets_between_its_passes():
+def test_the_default_ramp_resets_before_each_of_its_passes():
     toy = Quadratic()
     curve = cyclr.range_test(toy.train_at, reset=toy.reset, steps=150)
-    scout, *linear = toy.passes
+    scout, *others = toy.passes
+    linear = [rates for rates in others if rates[0] == 0.0]
     assert scout[0] == pytest.approx(1e-7, rel=1e-9)
     np.testing.assert_allclose(np.diff(np.log(scout)), np.log(1e8) / 95, rtol=1e-6)
-    assert toy.resets == len(linear) >= 1
+    assert toy.resets == len(others) > len(linear) >= 1
     assert curve.lrs.tolist() == linear[-1][: len(curve)]
     assert curve.values[0] == 1.0  # trained from the start
     assert (curve.ramp["start_lr"], curve.ramp["spacing"], curve.ramp["steps"]) == (0.0, "linear", 150)
+
+
+def cycles_of(toy):
+    """Peak -> rates of each short cycle, in the order in which they were made."""
+    return {max(rates): rates for rates in toy.passes[1:] if rates[0] > 0.0}
+
+
+@pytest.mark.parametrize(("steps", "length"), [(50, 25), (200, 100), (400, 128)])
+def test_short_cycles_rise_to_their_peak_and_fall_again_and_their_last_quarter_counts(steps, length):
+    toy = Noisy(0, 1.0)
+    cycles = cyclr.range_test(toy.train_at, reset=toy.reset, steps=steps).of("loss after a short cycle")
+    made = cycles_of(toy)
+    assert sorted(cycles.lrs) == cycles.lrs.tolist()
+    np.testing.assert_allclose(np.diff(np.log10(cycles.lrs)), 0.25, atol=1e-9)  # no gap: neighbours of neighbours
+    for peak, value in zip(cycles.lrs, cycles.values, strict=True):
+        schedule = cyclr.triangular(peak / 4, peak, length // 2)
+        rates = min(made.values(), key=lambda rates: abs(rates[length // 2] - peak))
+        np.testing.assert_allclose(rates, [schedule(step) for step in range(length)])
+        again = Noisy(0, 1.0)
+        losses = [again.train_at(schedule(step)) for step in range(length)]
+        assert value == pytest.approx(np.mean(losses[-(length // 4) :]))
+    assert cycles.meta["level"] == pytest.approx(10.0, rel=0.2)  # of 20 weights, before they have learned much
+
+
+@given(seed=st.integers(0, 100), scale=st.sampled_from([1e-2, 1.0, 1e3]))
+@settings(max_examples=15, deadline=None)
+def test_short_cycles_go_from_the_best_peak_both_ways_until_it_is_worse(seed, scale):
+    toy = Noisy(seed, scale)
+    cycles = cyclr.range_test(toy.train_at, reset=toy.reset, steps=100).of("loss after a short cycle")
+    limit = cycles.values.min() + 0.06 * (cycles.meta["level"] - cycles.values.min())
+    first = next(iter(cycles_of(toy)))
+    for end, broke in ((0, False), (-1, cycles.stopped is not None)):
+        a_decade_away = abs(np.log10(cycles.lrs[end] / first)) > 0.99
+        assert cycles.values[end] > limit or a_decade_away or broke
+        assert abs(np.log10(cycles.lrs[end] / first)) < 1.01
+
+
+def test_a_short_cycle_that_breaks_is_no_point_but_said():
+    def train_at(lr):
+        state["w"] *= 1 - lr if lr < 0.5 else math.nan if state["cycle"] else 1.0
+        state["loss"] = state["w"] ** 2
+        return state["loss"]
+
+    state = {"w": 1.0, "cycle": False, "passes": 0}
+
+    def reset():
+        state.update(w=1.0, passes=state["passes"] + 1, cycle=state["passes"] >= 1)
+
+    curve = cyclr.range_test(train_at, reset=reset, steps=100)
+    cycles = curve.of("loss after a short cycle")
+    assert cycles.stopped == "diverged" and 0.5 < cycles.stopped_at < 0.5 * 10**0.26
+    assert cycles.lrs.max() < 0.5
+
+
+def test_training_that_learns_nothing_gets_no_short_cycles():
+    noise = np.random.default_rng(0)
+    curve = cyclr.range_test(lambda lr: 2.3 + 0.01 * noise.standard_normal(), reset=lambda: None, steps=60)
+    assert curve.companions == ()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
@@ -206,7 +267,7 @@ def test_the_default_ramp_finds_its_end_by_itself(seed, scale):
     least = curve.lrs[np.argmin(np.convolve(curve.values, np.ones(15) / 15, "same")[7:-7]) + 7]
     assert 0.1 * curve.ramp["end_lr"] < least < 0.9 * curve.ramp["end_lr"]
     assert least < 2.0 / scale < 20 * least  # twice the inverse of the curvature is where it breaks
-    assert toy.resets <= 3
+    assert sum(rates[0] == 0.0 for rates in toy.passes) <= 3
 
 
 def test_a_linear_pass_that_breaks_before_it_learns_is_made_again_much_lower():

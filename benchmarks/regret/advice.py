@@ -48,24 +48,32 @@ def peers(study: Any, name: str) -> None:
 
 
 def curves(study: Any, name: str) -> None:
-    """cyclr's range tests of one task."""
-    for steps in (USUAL, *(each for each in LENGTHS if each != USUAL)):
-        for seed in SEEDS:
+    """cyclr's range tests of one task; the longest with one seed only."""
+    for steps in (usual(name), *(each for each in LENGTHS if each != usual(name))):
+        for seed in SEEDS if steps < LENGTHS[-1] else SEEDS[:1]:
             curve = lambda task, _, seed=seed, steps=steps: curve_of(task, seed, steps)  # noqa: E731
-            if steps <= max(USUAL, 3 * CASES[name].updates):
+            if steps <= max(LENGTHS[0], 3 * CASES[name].updates):
                 study.result({"task": name, "policy": "cyclr", "sweep": steps, "seed": seed}, curve)
 
 
+def usual(name: str) -> int:
+    """Updates of the linear pass that cyclr is judged by: the default, or fewer where the training itself is short."""
+    return USUAL if 3 * CASES[name].updates >= USUAL else LENGTHS[0]
+
+
 def curve_of(task: Task, seed: int, steps: int) -> dict[str, Any]:
-    """cyclr's range test, as it is by default; values with five digits keep the record small."""
+    """cyclr's range test, as it is by default; numbers with six digits keep the record small."""
     model, optimizer = task.build(seed)
     made = [0]
     optimizer.register_step_post_hook(lambda *_: made.__setitem__(0, made[0] + 1))
     curve = range_test(model, optimizer, task.loss, Batches(task.train, task.batch_size, seed), steps=steps)
-    kept = curve.to_dict()
-    kept["values"] = [float(f"{value:.5g}") for value in kept["values"]]
-    kept["lrs"] = [float(f"{lr:.6g}") for lr in kept["lrs"]]
-    return {"curve": kept, "updates": made[0]}
+    return {"curve": rounded(curve.to_dict()), "updates": made[0]}
+
+
+def rounded(curve: dict[str, Any]) -> dict[str, Any]:
+    """A curve as it is kept."""
+    short = {name: [float(f"{each:.6g}") for each in curve[name]] for name in ("lrs", "values")}
+    return {**curve, **short, "companions": [rounded(each) for each in curve["companions"]]}
 
 
 def judge(study: Any, name: str) -> None:
@@ -77,7 +85,7 @@ def judge(study: Any, name: str) -> None:
             for adviser, said in known.get("advice", {}).items():
                 if said["lr"] is not None:
                     trained(study, name, SCHEDULES[adviser], float(f"{said['lr']:.4g}"), None, seed)
-    swept = records.curves(USUAL)
+    swept = {task: records.curves(usual(task)).get(task, {}) for task in CASES}
     for policy in CYCLR:
         grids = {task: records.grid(task, policy) for task in CASES if records.best(task, policy)}
         share = share_from({task: list(each.values()) for task, each in swept.items()}, grids, policy, without=name)

@@ -1,7 +1,8 @@
 """The rule of cyclr's finder, fitted without the task that it is judged on.
 
-`cyclr.find_bounds` puts max_lr at a share of the rate in the middle of the curve's plateau. Here that share is the
-median over the other tasks of what would have been right: the middle of all rates within half a point of the best.
+`cyclr.find_bounds` puts max_lr at a share of what it reads from a range test. Here that share is the one with the least
+mean regret over the other tasks, interpolated on their grids, and the interval's factor is the one that holds what was
+right for 90 % of them.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import functools
 import json
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 import cyclr
-from cyclr.bounds import SHARE, SHARES, Bounds
+from cyclr.bounds import CYCLE_SHARES, SHARES, Bounds
 
 NEAR = 0.5  # points
+WORST = 8.0  # points: no task counts for more
+TRIED = np.arange(-1.6, 0.6, 0.02)  # log10 of shares
+STEADY = 9  # shares next to each other whose mean regret counts: what is right on the edge of a cliff is not
+HELD = 0.9  # of the tasks, by the interval
 
 
 def right_rates(means: Mapping[float, float], near: float = NEAR) -> tuple[float, float]:
@@ -42,10 +46,21 @@ def read(curve: str, policy: str) -> Bounds:
     return cyclr.find_bounds(cyclr.Curve.from_dict(json.loads(curve)), policy=policy)
 
 
+def own_share(curve: str, policy: str) -> float:
+    """The package's own share, which is in what it reads."""
+    return (CYCLE_SHARES if "after a short cycle" in curve else SHARES)[policy]
+
+
+def regret(means: Mapping[float, float], log_rate: float) -> float:
+    """Points below the grid's best, interpolated between its rates."""
+    logs = np.log10(sorted(means))
+    return max(means.values()) - float(np.interp(log_rate, logs, [means[rate] for rate in sorted(means)]))
+
+
 def share_from(
     curves: Mapping[str, Sequence[str]], grids: Mapping[str, Mapping[float, float]], policy: str, without: str | None
 ) -> float | None:
-    """The share of the plateau's middle that is right for a policy, from all tasks but one.
+    """The share of what is read that is right for a policy, from all tasks but one.
 
     Args:
         curves: task -> its range tests.
@@ -53,14 +68,40 @@ def share_from(
         policy: which one.
         without: the task that the share is for; None uses all, as the package's own constants do.
     """
-    own = SHARES.get(policy, SHARE)
-    wanted = []
-    for task in grids:
-        readings = [bounds.max_lr for bounds in (read(each, policy) for each in curves.get(task, ())) if bounds.max_lr]
-        if task != without and readings:
-            middle = statistics.fmean(right_rates(grids[task]))
-            wanted += [middle - math.log10(rate / own) for rate in readings]
-    return 10.0 ** statistics.median(wanted) if wanted else None
+    lost = [each for task in grids if task != without for each in [losses(curves.get(task, ()), grids[task], policy)]]
+    known = [each for each in lost if each is not None]
+    if not known:
+        return None
+    mean = np.convolve(np.pad(np.mean(known, axis=0), STEADY // 2, mode="edge"), np.ones(STEADY) / STEADY, "valid")
+    return float(10.0 ** TRIED[np.argmin(mean)])
+
+
+def losses(curves: Sequence[str], grid: Mapping[float, float], policy: str) -> np.ndarray | None:
+    """A task's mean regret with each share TRIED; None where none of its range tests could be read."""
+    logs = [logarithm for each in curves if (logarithm := unscaled(each, policy)) is not None]
+    if not logs:
+        return None
+    return np.array([np.mean([min(WORST, regret(grid, log + share)) for log in logs]) for share in TRIED])
+
+
+def unscaled(curve: str, policy: str) -> float | None:
+    """log10 of what is read, before the share."""
+    top = read(curve, policy).max_lr
+    return None if top is None else math.log10(top / own_share(curve, policy))
+
+
+def missed_by(curve: str, grid: Mapping[float, float], policy: str, share: float) -> float | None:
+    """Decades between the advice and the nearest rate within half a point of the best."""
+    log = unscaled(curve, policy)
+    if log is None:
+        return None
+    low, high = right_rates(grid)
+    return max(0.0, low - log - math.log10(share), log + math.log10(share) - high)
+
+
+def spread_from(misses: Iterable[float]) -> float:
+    """The factor of an interval that holds what was right for HELD of the cases."""
+    return float(10.0 ** np.quantile(list(misses), HELD, method="higher"))
 
 
 def advised(curve: str, policy: str, share: float) -> Bounds:
@@ -68,5 +109,5 @@ def advised(curve: str, policy: str, share: float) -> Bounds:
     bounds = read(curve, policy)
     if bounds.max_lr is None or bounds.base_lr is None:
         return bounds
-    top = bounds.max_lr * share / SHARES.get(policy, SHARE)
+    top = bounds.max_lr * share / own_share(curve, policy)
     return replace(bounds, base_lr=min(bounds.base_lr, top / 4.0), max_lr=top)

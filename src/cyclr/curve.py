@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMAT, VERSION = "cyclr-curve", 1
+SHORT_CYCLES = "{} after a short cycle"  # the metric of a companion: against the cycles' peaks
 Goal: TypeAlias = Literal["min", "max"]
 Measured: TypeAlias = Literal["before", "after"]
 Stopped: TypeAlias = Literal["non-finite", "diverged"]

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from cyclr import checks
-from cyclr.curve import Curve, Goal, Measured, Stopped
-from cyclr.schedules import Ramp
+from cyclr.curve import SHORT_CYCLES, Curve, Goal, Measured, Stopped
+from cyclr.policies import triangular
+from cyclr.schedules import Ramp, Schedule
 
 TrainAt: TypeAlias = Callable[[float], float | Mapping[str, float]]
 Progress: TypeAlias = Callable[[int, int, float, float], None]
@@ -23,6 +24,13 @@ PASSES = 4  # of the linear ramp at most, until its least loss lies well inside:
 EARLY, LATE = 0.15, 0.85  # shares of its updates
 MORE, LESS = 2.5, 0.3  # the next pass's end where the least loss came late, or training broke before it learned
 SIGNIFICANT = 4.0  # standard errors of a smoothed loss
+
+CYCLE = 128  # updates of a short cycle, or half of the linear pass if that is less
+THUMB = 4.0  # it rises from a quarter of its peak, the paper's rule of thumb
+FIRST = 0.25  # the first one's peak, as a share of the rate at the linear pass's least loss
+PER_DECADE, REACH = 4, 4  # the others, up to a decade away on both sides ...
+WORSE = 0.06  # ... until this share of the progress is lost
+
 POINTS = 100  # validations in a range test, unless validate_every says otherwise
 
 WINDOW = 5  # the level of training is the median of the last few values
@@ -54,9 +62,11 @@ def range_test(
         ramp: the rates, one update each: `cyclr.ramp(0, 0.02, 4000)` is the paper's, linear over several epochs;
             `cyclr.ramp(1e-6, 1, 100, "log")` is the fast one. The default needs no numbers: a short logarithmic
             pass from 1e-7 to 10 finds where the loss is least, and the linear pass of `steps` updates goes from 0
-            to three times that rate; again with another end if its least loss comes at its start or end.
-        steps: updates in the default ramp's linear pass, at least 20.
-        reset: puts the training back to its start; the default ramp calls it between its passes.
+            to three times that rate; again with another end if its least loss comes at its start or end. Short
+            triangular cycles with different peaks, each from the start, then try out what the curve suggests:
+            their losses are a companion of the curve, "loss after a short cycle".
+        steps: updates in the default ramp's linear pass, at least 20. A short cycle has half of them, at most 128.
+        reset: puts the training back to its start; the default ramp calls it before each pass.
         metric: what a plain number from train_at is, and which of several the curve is about.
         goal: "min" or "max"; by default "max" for a metric with "accuracy" in its name.
         measured: whether train_at's values were taken "before" its update (a training loss) or "after".
@@ -95,44 +105,94 @@ def range_test(
     if ramp is not None:
         if not isinstance(ramp, Ramp):
             raise ValueError(f"ramp must come from cyclr.ramp(start_lr, end_lr, steps), got {ramp!r}")
-        return recorder.run(ramp)
+        return recorder.run(ramp, ramp.steps)
     if reset is None:
         raise ValueError("the default ramp makes several passes and needs reset=...; or give ramp=cyclr.ramp(...)")
     checks.whole("steps", steps, least=20)
-    end = _end_of_linear_pass(recorder.run(SCOUT, validated=False))
+    end = _end_of_linear_pass(recorder.run(SCOUT, SCOUT.steps, validated=False))
     for _ in range(PASSES):
         reset()
-        curve = recorder.run(Ramp(0.0, end, steps))
+        curve = recorder.run(Ramp(0.0, end, steps), steps)
         better = _better_end(curve, end)
         if better is None:
             break
         end = better
-    return curve
+    cycles = _short_cycles(recorder, curve, min(steps // 2, CYCLE), reset)
+    return curve if cycles is None else replace(curve, companions=(*curve.companions, cycles))
 
 
 def _end_of_linear_pass(scout: Curve) -> float:
     """Some way past the rate at which the scout's loss was least, or where it broke if it learned nothing before."""
     broke = SCOUT.end_lr if scout.stopped_at is None else scout.stopped_at
-    least = _least(scout)
-    return broke if least is None else min(AHEAD * float(scout.lrs[least]), broke)
+    least = _least(_trained(scout))
+    return broke if least is None else min(AHEAD * float(_trained(scout).lrs[least]), broke)
 
 
 def _better_end(curve: Curve, end: float) -> float | None:
     """A new end for the linear pass where its least loss came early or late, or None where it is well inside."""
-    least = _least(curve)
+    trained = _trained(curve)
+    least = _least(trained)
     if least is None:  # it broke before it learned anything, or there is nothing to learn
         return LESS * curve.stopped_at if curve.stopped_at else None
     share = least / curve.ramp["steps"]
     if share > LATE and curve.stopped_at is None and end < SCOUT.end_lr:
         return min(MORE * end, SCOUT.end_lr)
     if share < EARLY:
-        return max(AHEAD * float(curve.lrs[least]), 2 * end * EARLY / AHEAD)
+        return max(AHEAD * float(trained.lrs[least]), 2 * end * EARLY / AHEAD)
     return None
 
 
-def _least(curve: Curve) -> int | None:
+def _short_cycles(recorder: _Recorder, curve: Curve, length: int, reset: Callable[[], None]) -> Curve | None:
+    """The loss at the end of short cycles against their peaks, from the best peak both ways; None if nothing learns.
+
+    What a network bears in a short cycle is what it bears in a long one; a ramp, which is over soon after the rate has
+    become too large, shows less of that.
+    """
+    trained = _trained(curve)
+    least = _least(trained)
+    if least is None:
+        return None
+    first, sign = FIRST * float(trained.lrs[least]), 1.0 if trained.goal == "min" else -1.0
+    level = sign * float(trained.values[:WINDOW].mean())
+    lost: dict[int, float] = {}
+    visit: int | None = 0
+    while visit is not None:
+        reset()
+        peak = first * 10.0 ** (visit / PER_DECADE)
+        cycle = _trained(recorder.run(triangular(peak / THUMB, peak, length // 2), length, validated=False))
+        lost[visit] = math.inf if cycle.stopped else sign * float(cycle.values[-(length // 4) :].mean())
+        visit = _next_peak(lost, level)
+    whole = sorted(k for k in lost if lost[k] < math.inf)
+    broken = [first * 10.0 ** (k / PER_DECADE) for k in lost if k not in whole]
+    return Curve(
+        metric=SHORT_CYCLES.format(trained.metric),
+        steps=[length] * len(whole),  # type: ignore[arg-type]
+        lrs=[first * 10.0 ** (k / PER_DECADE) for k in whole],  # type: ignore[arg-type]
+        values=[sign * lost[k] for k in whole],  # type: ignore[arg-type]
+        goal=trained.goal,
+        measured="after",
+        stopped="diverged" if broken else None,
+        stopped_at=min(broken, default=None),
+        meta={"level": sign * level},
+    )
+
+
+def _next_peak(lost: Mapping[int, float], level: float) -> int | None:
+    """The better one of the two neighbours of what was tried, if its own neighbour is not WORSE than the best."""
+    best = min(lost.values())
+    limit = best + WORSE * max(0.0, level - best)
+    ends = ((min(lost), -1), (max(lost), 1))
+    open_ends = [(lost[k], k + way) for k, way in ends if lost[k] <= limit and abs(k + way) <= REACH]
+    return min(open_ends)[1] if open_ends else None
+
+
+def _trained(curve: Curve) -> Curve:
+    """The training loss of a run where there is one, whatever else was measured."""
+    return next((each for each in curve.companions if each.metric == "loss"), curve)
+
+
+def _least(trained: Curve) -> int | None:
     """The point with the least smoothed loss; None if that is not significantly below the first level."""
-    trained = next((each for each in curve.companions if each.metric == "loss"), curve)
     values = trained.values if trained.goal == "min" else -trained.values
     width = max(5, len(values) // 20)
     if len(values) < 2 * width:
@@ -146,7 +206,7 @@ def _least(curve: Curve) -> int | None:
 
 @dataclass
 class _Recorder:
-    """Runs a ramp and writes down what is seen."""
+    """Runs a schedule and writes down what is seen."""
 
     train_at: TrainAt
     metric: str
@@ -162,15 +222,15 @@ class _Recorder:
             return self.goal
         return "max" if "accuracy" in metric else "min"
 
-    def run(self, ramp: Ramp, *, validated: bool = True) -> Curve:
+    def run(self, schedule: Schedule, steps: int, *, validated: bool = True) -> Curve:
         main = f"validation {self.metric}" if self.validate is not None and validated else self.metric
         series = defaultdict(_Series, {main: _Series()})  # there, if empty, should training break before a point
         watch: _Divergence | None = None
         stopped: Stopped | None = None
-        every = max(1, ramp.steps // POINTS) if self.validate_every is None else self.validate_every
-        lr = ramp(0)
-        for step in range(ramp.steps):
-            lr = ramp(step)
+        every = max(1, steps // POINTS) if self.validate_every is None else self.validate_every
+        lr = schedule(0)
+        for step in range(steps):
+            lr = schedule(step)
             values = self._values(self.train_at(lr))
             if not all(math.isfinite(value) for value in values.values()):
                 stopped = "non-finite"
@@ -183,7 +243,7 @@ class _Recorder:
                 stopped = "diverged"
                 break
             if self.progress is not None:
-                self.progress(step + 1, ramp.steps, lr, values[judged])
+                self.progress(step + 1, steps, lr, values[judged])
             if self.validate is not None and validated and (step + 1) % every == 0:
                 value = float(self.validate())
                 if not math.isfinite(value):
@@ -200,7 +260,7 @@ class _Recorder:
                 measured="after" if name.startswith("validation ") else self.measured,
                 stopped=stopped,
                 stopped_at=lr if stopped else None,
-                ramp=ramp.to_dict(),
+                ramp=schedule.to_dict(),
                 meta=self.meta,
             )
             for name, points in series.items()

@@ -60,7 +60,7 @@ def find(
     checks.whole("steps", steps, least=20)
     try_out(task, precision)
     curves = [_curve(task, seed, steps, ramp, precision or task.precision, progress) for seed in seeds]
-    return curves, find_bounds([curve.of(metric) for curve in curves], policy=policy)
+    return curves, find_bounds(curves, policy=policy, metric=metric)
 
 
 def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str, progress: Progress | None) -> Curve:
