@@ -77,7 +77,22 @@ def rounded(curve: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(study: Any, name: str) -> None:
-    """Train with what each adviser said after a sweep of its usual length."""
+    """Train inside the bounds that cyclr's default range test gives, with shares fitted on the other tasks."""
+    records = Records(study.folder)
+    swept = {task: records.curves(usual(task)).get(task, {}) for task in CASES}
+    curves_of = {task: list(each.values()) for task, each in swept.items()}
+    for policy in CYCLR:
+        grids = {task: records.grid(task, policy) for task in CASES if records.best(task, policy)}
+        share = share_from(curves_of, grids, policy, without=name)
+        for seed, curve in swept[name].items():
+            bounds = None if share is None else advised(curve, policy, share)
+            if bounds is not None and bounds.max_lr is not None:
+                base, top = (float(f"{rate:.4g}") for rate in (bounds.base_lr, bounds.max_lr))
+                trained(study, name, policy, top, base if policy.startswith("triangular") else None, seed)
+
+
+def judge_peers(study: Any, name: str) -> None:
+    """Train with what the other finders say after a sweep of their usual length."""
     records = Records(study.folder)
     for seed in SEEDS:
         for finder in FINDERS:
@@ -85,24 +100,14 @@ def judge(study: Any, name: str) -> None:
             for adviser, said in known.get("advice", {}).items():
                 if said["lr"] is not None:
                     trained(study, name, SCHEDULES[adviser], float(f"{said['lr']:.4g}"), None, seed)
-    swept = {task: records.curves(usual(task)).get(task, {}) for task in CASES}
-    for policy in CYCLR:
-        grids = {task: records.grid(task, policy) for task in CASES if records.best(task, policy)}
-        share = share_from({task: list(each.values()) for task, each in swept.items()}, grids, policy, without=name)
-        for seed, curve in swept.get(name, {}).items():
-            bounds = None if share is None else advised(curve, policy, share)
-            if bounds is not None and bounds.max_lr is not None:
-                base, top = (float(f"{rate:.4g}") for rate in (bounds.base_lr, bounds.max_lr))
-                trained(study, name, policy, top, base if policy.startswith("triangular") else None, seed)
 
 
-def methods(study: Any, name: str) -> None:
+def methods(study: Any, name: str, seed: int) -> None:
     """Train without a rate: the methods that promise to need none, and plain defaults."""
     for method, settings in METHODS.items():
-        for seed in SEEDS:
-            study.result(
-                {"task": name, "policy": method, "seed": seed},
-                lambda task, updates, settings=settings, seed=seed: train(
-                    task, updates, seed, settings.schedule(updates), settings.optimizer, settings.companion
-                ),
-            )
+        study.result(
+            {"task": name, "policy": method, "seed": seed},
+            lambda task, updates, settings=settings: train(
+                task, updates, seed, settings.schedule(updates), settings.optimizer, settings.companion
+            ),
+        )

@@ -1,10 +1,11 @@
 """The study's queue: every training is a line in records.jsonl; what is there already is not done again.
 
-    python benchmarks/regret/study.py grid|curves|peers|judge|methods --data-dir DIR [--only TASK,...]
+    python benchmarks/regret/study.py grid|curves|judge|peers|judge-peers|methods --data-dir DIR [--only TASK,...]
 
-grid: the oracle. curves: cyclr's range tests. peers: what every other finder says. judge: training with what all of them
-said (when those are done). methods: training without a rate. Start each once per core, as often as you like: processes share the work and lose at
-most one training to a `kill`. `--only TASK` makes one task's cells.
+grid: the oracle. curves: cyclr's range tests. judge: training inside the bounds read from them (when grid and curves are
+done). peers: what other finders say; judge-peers: training with that. methods: training without a rate. Start each once
+per core, as often as you like: processes share the work and lose at most one training to a `kill`. `--only TASK` makes
+one task's cells.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,19 @@ from tasks import CASES
 
 from cyclr.lab import Task
 from cyclr.lab.records import append_record, new_record, read_records
+from records import SEEDS
 
 HERE = Path(__file__).parent
-ORDER = ("one_cycle", "triangular", "linear_to_zero", "triangular2", "fixed")
+POLICIES = ("one_cycle", "triangular", "linear_to_zero", "triangular2", "fixed")
+# Part -> what one process does with a task at a time, and in which portions: those of all tasks come one after the other.
+PARTS: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
+    "grid": (grid.search, POLICIES),
+    "curves": (advice.curves, ()),
+    "judge": (advice.judge, ()),
+    "peers": (advice.peers, ()),
+    "judge-peers": (advice.judge_peers, ()),
+    "methods": (advice.methods, SEEDS),
+}
 
 
 class Study:
@@ -92,7 +103,7 @@ def claimed(name: str) -> Iterator[bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["grid", "curves", "peers", "judge", "methods"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--data-dir", default=os.environ.get("CYCLR_DATA"))
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--out", type=Path, default=HERE / "records")
@@ -100,18 +111,15 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     study = Study(options.out, options.data_dir)
-    parts = {"curves": advice.curves, "peers": advice.peers, "judge": advice.judge, "methods": advice.methods}
-    for policy in ORDER if options.part == "grid" else ("all",):
+    work, portions = PARTS[options.part]
+    for portion in portions or ("all",):
         for name in options.only.split(","):
-            with claimed(f"{options.part}-{name}-{policy}") as mine:
+            with claimed(f"{options.part}-{name}-{portion}") as mine:
                 if not mine:
                     continue
                 study.read()
-                if options.part == "grid":
-                    grid.search(study, name, policy)
-                else:
-                    parts[options.part](study, name)
-                print(options.part, name, policy, file=sys.stderr, flush=True)
+                work(study, name, *([portion] if portions else []))
+                print(options.part, name, portion, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
