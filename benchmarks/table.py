@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cyclr.files import write_atomically
+from cyclr.lab.pages import with_part
 from record import FOLDER
 
 NAMES = ("scheduler_step", "range_test_cost", "throughput", "start_up", "demo")
-START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -59,21 +59,16 @@ def circumstances(record: Mapping[str, Any]) -> str:
     )
 
 
-def with_table(text: str, content: str) -> str:
-    """The text with everything between the markers replaced."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(END) < text.index(START):
-        sys.exit(f"the page must hold {START} and {END} once each, in this order")
-    before, _, rest = text.partition(START)
-    return f"{before}{START}\n{content}\n{END}{rest.partition(END)[2]}"
-
-
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is not the records'")
     parser.add_argument("--readme", type=Path, default=README)
     arguments = parser.parse_args()
     text = arguments.readme.read_text()
-    wanted = with_table(text, table())
+    try:
+        wanted = with_part(text, "benchmarks", table())
+    except ValueError as error:
+        sys.exit(str(error))
     if arguments.check and text != wanted:
         sys.exit(f"{arguments.readme.name}'s table of benchmarks is not what the records say; run benchmarks/table.py")
     if not arguments.check and text != wanted:

@@ -22,6 +22,7 @@ import figures
 from cells import HERE, Cell, Record, Runs, Table
 from cyclr.files import write_atomically
 from cyclr.lab import read_records, table, verdict
+from cyclr.lab.pages import says_the_same, with_part
 from tables import TABLES
 
 FRONT = HERE.parent / "README.md"
@@ -144,40 +145,18 @@ def circumstances(records: Sequence[Record]) -> str:
     return "  \n".join(lines)
 
 
-NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
-
-
-def says_the_same(text: str, other: str) -> bool:
-    """Whether two texts have the same words, and the same numbers up to one in the last digit."""
-    if NUMBER.split(text) != NUMBER.split(other):
-        return False
-    return all(
-        len(one) == len(two) and abs(int(re.sub(r"\D", "", one)) - int(re.sub(r"\D", "", two))) <= 1
-        for one, two in zip(NUMBER.findall(text), NUMBER.findall(other), strict=True)
-    )
-
-
-def between(page: str, name: str, content: str) -> str:
-    """The page with what stands between its markers `<!-- NAME -->` and `<!-- /NAME -->` replaced."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if page.count(start) != 1 or page.count(end) != 1:
-        raise ValueError(f"the page must hold {start} and {end} once each")
-    before, _, rest = page.partition(start)
-    return f"{before}{start}\n{content}\n{end}{rest.partition(end)[2]}"
-
-
 def pages(runs: dict[str, Runs]) -> dict[Path, str]:
     """What every generated text file should hold."""
     objects = [cell_of(table, cell, runs[name]) for name, table in TABLES.items() for cell in table.cells]
     tables = "\n\n".join(text_of(table, runs[name]) for name, table in TABLES.items())
-    readme = between((HERE / "README.md").read_text(), "tables", tables)
-    readme = between(readme, "figure3", figures.bounds_text(HERE / "figure3"))
-    readme = between(readme, "comparison", comparison_text(read_records(HERE / "comparison")))
-    readme = between(readme, "claims", claims.text(TABLES["table1"], runs["table1"]))
+    readme = with_part((HERE / "README.md").read_text(), "tables", tables)
+    readme = with_part(readme, "figure3", figures.bounds_text(HERE / "figure3"))
+    readme = with_part(readme, "comparison", comparison_text(read_records(HERE / "comparison")))
+    readme = with_part(readme, "claims", claims.text(TABLES["table1"], runs["table1"]))
     return {
         HERE / "cells.json": json.dumps(objects, indent=1) + "\n",
         HERE / "README.md": readme,
-        FRONT: between(FRONT.read_text(), "claim", claims.front(TABLES["table1"], runs["table1"])),
+        FRONT: with_part(FRONT.read_text(), "claim", claims.front(TABLES["table1"], runs["table1"])),
     }
 
 

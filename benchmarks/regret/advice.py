@@ -10,7 +10,7 @@ from typing import Any
 
 from grid import trained
 from peers import FINDERS
-from rule import advised, share_from
+from rule import advised, read, share_from
 from tasks import CASES
 from training import train
 from tuning_free import METHODS
@@ -49,16 +49,17 @@ def peers(study: Any, name: str) -> None:
 
 def curves(study: Any, name: str) -> None:
     """cyclr's range tests of one task; the longest with one seed only."""
-    for steps in (usual(name), *(each for each in LENGTHS if each != usual(name))):
+    first = usual(CASES[name].updates)
+    for steps in (first, *(each for each in LENGTHS if each != first)):
         for seed in SEEDS if steps < LENGTHS[-1] else SEEDS[:1]:
             curve = lambda task, _, seed=seed, steps=steps: curve_of(task, seed, steps)  # noqa: E731
             if steps <= max(LENGTHS[0], 3 * CASES[name].updates):
                 study.result({"task": name, "policy": "cyclr", "sweep": steps, "seed": seed}, curve)
 
 
-def usual(name: str) -> int:
-    """Updates of the linear pass that cyclr is judged by: the default, or fewer where the training itself is short."""
-    return USUAL if 3 * CASES[name].updates >= USUAL else LENGTHS[0]
+def usual(updates: int) -> int:
+    """Steps of the range test that cyclr is judged by: the default, or fewer where the training itself is short."""
+    return USUAL if 3 * updates >= USUAL else LENGTHS[0]
 
 
 def curve_of(task: Task, seed: int, steps: int) -> dict[str, Any]:
@@ -77,29 +78,29 @@ def rounded(curve: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(study: Any, name: str) -> None:
-    """Train inside the bounds that cyclr's default range test gives, with shares fitted on the other tasks."""
+    """Train inside the bounds that cyclr's default range test gives, its shares fitted on the other tasks."""
     records = Records(study.folder)
-    swept = {task: records.curves(usual(task)).get(task, {}) for task in CASES}
+    swept = {task: records.curves(usual(case.updates)).get(task, {}) for task, case in CASES.items()}
     curves_of = {task: list(each.values()) for task, each in swept.items()}
     for policy in CYCLR:
         grids = {task: records.grid(task, policy) for task in CASES if records.best(task, policy)}
         share = share_from(curves_of, grids, policy, without=name)
         for seed, curve in swept[name].items():
-            bounds = None if share is None else advised(curve, policy, share)
-            if bounds is not None and bounds.max_lr is not None:
+            bounds = read(curve, policy) if share is None else advised(curve, policy, share)
+            if bounds.max_lr is not None:
                 base, top = (float(f"{rate:.4g}") for rate in (bounds.base_lr, bounds.max_lr))
-                trained(study, name, policy, top, base if policy.startswith("triangular") else None, seed)
+                base_lr = base if policy.startswith("triangular") else None  # the others start where they always do
+                trained(study, name, policy, top, base_lr, seed, adviser="cyclr")
 
 
-def judge_peers(study: Any, name: str) -> None:
+def judge_peers(study: Any, name: str, seed: int) -> None:
     """Train with what the other finders say after a sweep of their usual length."""
     records = Records(study.folder)
-    for seed in SEEDS:
-        for finder in FINDERS:
-            known = records.swept.get((name, finder, LENGTHS[0], seed), {})
-            for adviser, said in known.get("advice", {}).items():
-                if said["lr"] is not None:
-                    trained(study, name, SCHEDULES[adviser], float(f"{said['lr']:.4g}"), None, seed)
+    for finder in FINDERS:
+        known = records.swept.get((name, finder, LENGTHS[0], seed), {})
+        for adviser, said in known.get("advice", {}).items():
+            if said["lr"] is not None:
+                trained(study, name, SCHEDULES[adviser], float(f"{said['lr']:.4g}"), None, seed)
 
 
 def methods(study: Any, name: str, seed: int) -> None:

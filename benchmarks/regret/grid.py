@@ -14,6 +14,7 @@ from training import schedule_of, train
 from records import PER_DECADE, SEEDS, rate_of
 
 DECADES = {"SGD": (-4, 1), "Adagrad": (-4, 1), "RMSprop": (-6, -1), "Adam": (-5, 0), "AdamW": (-5, 0)}
+OTHERS = (-6, 1)
 
 
 def search(study: Any, name: str, policy: str) -> tuple[float, float]:
@@ -29,7 +30,7 @@ def search(study: Any, name: str, policy: str) -> tuple[float, float]:
     def best(count: int) -> int:
         return max((k for k in seen if len(seen[k]) >= count), key=lambda k: np.mean(list(seen[k].values())))
 
-    low, high = DECADES[optimizer_of(study, name)]
+    low, high = DECADES.get(optimizer_of(study, name), OTHERS)
     look(range(low * PER_DECADE, high * PER_DECADE + 1, PER_DECADE), SEEDS[:1])
     middle = best(1)
     look([middle + shift for shift in (-4, -2, 2, 4)], SEEDS[:1])
@@ -41,9 +42,11 @@ def search(study: Any, name: str, policy: str) -> tuple[float, float]:
     return rate_of(middle), float(np.mean(list(seen[middle].values())))
 
 
-def trained(study: Any, name: str, policy: str, max_lr: float, base_lr: float | None, seed: int) -> dict[str, Any]:
+def trained(
+    study: Any, name: str, policy: str, max_lr: float, base_lr: float | None, seed: int, **known: str
+) -> dict[str, Any]:
     """The result of one training; base_lr None is the rule of thumb."""
-    config = {"task": name, "policy": policy, "max_lr": max_lr, "base_lr": base_lr, "seed": seed}
+    config = {"task": name, "policy": policy, "max_lr": max_lr, "base_lr": base_lr, "seed": seed, **known}
     return study.result(
         config, lambda task, updates: train(task, updates, seed, schedule_of(policy, max_lr, updates, base_lr))
     )

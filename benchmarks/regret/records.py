@@ -27,6 +27,7 @@ class Records:
 
     Attributes:
         trained: (task, policy, max_lr, base_lr) -> seed -> metric in points.
+        inside: (task, policy) -> seed -> (base_lr, max_lr, metric): trained inside the bounds that cyclr gave.
         swept: (task, finder, updates, seed) -> what the finder said, or cyclr's curve.
         errors: one line for each training or sweep that failed.
         updates: task -> its budget.
@@ -34,6 +35,7 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self.trained: dict[tuple[str, str, float | None, float | None], dict[int, float]] = defaultdict(dict)
+        self.inside: dict[tuple[str, str], dict[int, tuple[float | None, float, float]]] = defaultdict(dict)
         self.swept: dict[tuple[str, str, int, int], dict[str, Any]] = {}
         self.errors: list[str] = []
         self.updates: dict[str, int] = {}
@@ -41,6 +43,7 @@ class Records:
         for record in read_records(folder):
             config, result = record["config"], record["result"]
             task, policy, seed = config["task"], config["policy"], config["seed"]
+            self.updates.setdefault(task, config.get("updates", 0))
             if "error" in result:
                 self.errors.append(f"{task}, {policy}, seed {seed}: {result['error']}")
                 continue
@@ -48,6 +51,8 @@ class Records:
             versions[task].add(f"{config['fingerprint']} {config['updates']}")
             if "sweep" in config:
                 self.swept[task, policy, config["sweep"], seed] = result
+            elif "adviser" in config:
+                self.inside[task, policy][seed] = config["base_lr"], config["max_lr"], result["metric"]
             else:
                 self.trained[task, policy, config.get("max_lr"), config.get("base_lr")][seed] = result["metric"]
         for task, several in versions.items():

@@ -1,11 +1,12 @@
 """The study's queue: every training is a line in records.jsonl; what is there already is not done again.
 
-    python benchmarks/regret/study.py grid|curves|judge|peers|judge-peers|methods --data-dir DIR [--only TASK,...]
+    python benchmarks/regret/study.py grid|curves|judge|peers|judge-peers|methods|all --data-dir DIR [--only TASK,...]
+    python benchmarks/regret/study.py all --task FILE.py[:FUNCTION] --updates N    # a task of your own
 
-grid: the oracle. curves: cyclr's range tests. judge: training inside the bounds read from them (when grid and curves are
-done). peers: what other finders say; judge-peers: training with that. methods: training without a rate. Start each once
-per core, as often as you like: processes share the work and lose at most one training to a `kill`. `--only TASK` makes
-one task's cells.
+grid: the oracle. curves: cyclr's range tests. judge: training inside the bounds read from them (when grid and curves
+are done). peers: what other finders say; judge-peers: training with that. methods: training without a rate. Start each
+once per core, as often as you like: processes share the work and lose at most one training to a `kill`. `--only TASK`
+makes one task's cells. A task that raises is recorded with its error, and the study goes on.
 """
 
 from __future__ import annotations
@@ -25,21 +26,22 @@ from typing import Any
 import advice
 import grid
 import torch
-from tasks import CASES
+from tasks import CASES, Case
 
-from cyclr.lab import Task
+from cyclr import checks
+from cyclr.lab import Task, load_task
 from cyclr.lab.records import append_record, new_record, read_records
 from records import SEEDS
 
 HERE = Path(__file__).parent
 POLICIES = ("one_cycle", "triangular", "linear_to_zero", "triangular2", "fixed")
-# Part -> what one process does with a task at a time, and in which portions: those of all tasks come one after the other.
+# Part -> what a process does with one task at a time, and in which portions: first one portion of all tasks.
 PARTS: dict[str, tuple[Callable[..., Any], Sequence[Any]]] = {
     "grid": (grid.search, POLICIES),
     "curves": (advice.curves, ()),
     "judge": (advice.judge, ()),
     "peers": (advice.peers, ()),
-    "judge-peers": (advice.judge_peers, ()),
+    "judge-peers": (advice.judge_peers, SEEDS),
     "methods": (advice.methods, SEEDS),
 }
 
@@ -77,9 +79,12 @@ class Study:
         except Exception as error:
             traceback.print_exc()
             result = {"error": f"{type(error).__name__}: {error}"}
+        self.keep(config, result)
+        return result
+
+    def keep(self, config: dict[str, Any], result: dict[str, Any]) -> None:
         append_record(self.folder, new_record(config, result))
         self.done[key_of(config)] = result
-        return result
 
 
 def key_of(config: dict[str, Any]) -> tuple[Any, ...]:
@@ -103,23 +108,57 @@ def claimed(name: str) -> Iterator[bool]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=[*PARTS, "all"])
     parser.add_argument("--data-dir", default=os.environ.get("CYCLR_DATA"))
-    parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--only", help="names of tasks, with commas between them")
+    parser.add_argument("--task", help="a task of your own, as for `cyclr find`: FILE.py[:FUNCTION]")
+    parser.add_argument("--updates", type=int, help="the length of its training")
     parser.add_argument("--out", type=Path, default=HERE / "records")
     options = parser.parse_args()
+    names = list(CASES) if options.only is None else options.only.split(",")
+    try:
+        if options.task is not None:
+            names = [add(options.task, options.updates, options.data_dir)]
+        for name in names:
+            checks.choice("task", name, CASES)
+    except ValueError as error:
+        sys.exit(str(error))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     study = Study(options.out, options.data_dir)
-    work, portions = PARTS[options.part]
+    for part in PARTS if options.part == "all" else (options.part,):
+        make(study, part, names)
+
+
+def add(spec: str, updates: int | None, data_dir: str | None) -> str:
+    """Make a user's task one of the study's; its name."""
+    task = load_task(spec, {}, data_dir)
+    checks.whole("--updates", updates, least=80)
+    if task.name in CASES:
+        raise ValueError(f"the study has a task {task.name}; give yours another name")
+    if not (isinstance(task.train, tuple) and isinstance(task.validation, tuple)):
+        raise ValueError(f"task {task.name} must have training and validation data as pairs of tensors (x, y)")
+    CASES[task.name] = Case(lambda _: task, updates - updates % 8, "your own")
+    return task.name
+
+
+def make(study: Study, part: str, names: Sequence[str]) -> None:
+    """What is still missing of a part, apart from what another process is at."""
+    work, portions = PARTS[part]
     for portion in portions or ("all",):
-        for name in options.only.split(","):
-            with claimed(f"{options.part}-{name}-{portion}") as mine:
+        for name in names:
+            with claimed(f"{part}-{name}-{portion}") as mine:
                 if not mine:
                     continue
                 study.read()
-                work(study, name, *([portion] if portions else []))
-                print(options.part, name, portion, file=sys.stderr, flush=True)
+                try:
+                    work(study, name, *([portion] if portions else []))
+                except Exception as error:  # the task cannot even be built
+                    traceback.print_exc()
+                    study.keep(
+                        {"task": name, "policy": part, "seed": None}, {"error": f"{type(error).__name__}: {error}"}
+                    )
+                print(part, name, portion, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,54 +1,410 @@
-"""The tables of benchmarks/regret/README.md again, from the records alone.
+"""The tables and the figure of benchmarks/regret/README.md, and those of docs/trust.md, from the records alone.
 
-python benchmarks/regret/tables.py [--check]
+    python benchmarks/regret/tables.py [--check]
+    python benchmarks/regret/tables.py --only NAME    # print the lines of one task, which may be your own
+
+A share of cyclr's rule is always fitted without the task that a line is about.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
+import math
+import statistics
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from advice import CYCLR, LENGTHS, SCHEDULES, usual
+from rule import missed_by, read, regret, right_rates, share_from, spread_from, unscaled
+from tasks import CASES
+from tuning_free import METHODS
+
 from cyclr.files import write_atomically
+from cyclr.lab.pages import says_the_same, with_part
 from records import SEEDS, Records
 
 HERE = Path(__file__).parent
-POLICIES = ("fixed", "triangular", "triangular2", "one_cycle", "linear_to_zero")
+README, TRUST = HERE / "README.md", HERE.parent.parent / "docs" / "trust.md"
+POLICIES = ("fixed", *CYCLR)
+NO_ADVICE = "none"
+
+PerTask = dict[str, float]
 
 
-def grid_table(records: Records) -> str:
-    """The oracle: the best rate of each policy's grid and the metric that it reaches."""
-    lines = [
-        f"| task | updates |{'|'.join(f' {policy} ' for policy in POLICIES)}|",
-        f"|---|---|{'---|' * len(POLICIES)}",
+class Study:
+    """What the records say, put together for the tables.
+
+    Attributes:
+        tasks: those that the tables are about.
+        swept: all tasks -> cyclr's range tests of the usual length.
+    """
+
+    def __init__(self, records: Records, only: str | None = None) -> None:
+        self.records = records
+        if only is not None and only not in records.updates:
+            raise ValueError(f"there are no records of task {only}; there are some of {', '.join(records.updates)}")
+        every = [name for name in records.updates if name in CASES or name == only]
+        self.tasks = [name for name in CASES if name in every] if only is None else [only]
+        self.swept = {name: records.curves(self.usual(name)).get(name, {}) for name in every}
+
+    def usual(self, task: str) -> int:
+        """Steps of the range test that cyclr is judged by."""
+        return usual(self.records.updates[task])
+
+    def curves(self, *, ramp_alone: bool = False) -> dict[str, list[str]]:
+        """Task -> cyclr's range tests of the usual length, with or without their short cycles."""
+        return {
+            task: [without_cycles(curve) if ramp_alone else curve for curve in curves.values()]
+            for task, curves in self.swept.items()
+        }
+
+    def grids(self, policy: str) -> dict[str, dict[float, float]]:
+        """Task -> rate -> mean metric, where the grid has a best rate."""
+        return {task: self.records.grid(task, policy) for task in self.swept if self.records.best(task, policy)}
+
+    def lost(self, task: str, policy: str, metrics: Iterable[float]) -> float | None:
+        """Points below the best of a policy's grid, mean over seeds; None where nothing was trained."""
+        best, found = self.records.best(task, policy), list(metrics)
+        return None if best is None or not found else best[1] - statistics.fmean(found)
+
+    def inside(self, policy: str) -> dict[str, list[float]]:
+        """Task -> what training inside the bounds that cyclr gave reaches, one number a seed."""
+        return {task: [each[2] for each in self.records.inside[task, policy].values()] for task in self.tasks}
+
+    def cyclr(self, policy: str) -> PerTask:
+        """Task -> regret of training inside the bounds that cyclr gave."""
+        return known({task: self.lost(task, policy, metrics) for task, metrics in self.inside(policy).items()})
+
+    def ramp_alone(self, policy: str) -> PerTask:
+        """Task -> regret of what the ramp alone says, interpolated on the grid."""
+        curves, grids = self.curves(ramp_alone=True), self.grids(policy)
+        found = {}
+        for task, grid in grids.items():
+            share = share_from(curves, grids, policy, without=task)
+            logs = [log for curve in curves[task] if (log := unscaled(curve, policy)) is not None]
+            if share and logs:
+                found[task] = statistics.fmean(regret(grid, log + math.log10(share)) for log in logs)
+        return found
+
+    def said(self, adviser: str, task: str, steps: int) -> dict[int, float]:
+        """Seed -> the rate that a peer advises after a sweep of a length."""
+        sweeps = {seed: self.records.swept.get((task, finder_of(adviser), steps, seed)) for seed in SEEDS}
+        rates = {seed: sweep["advice"][adviser]["lr"] for seed, sweep in sweeps.items() if sweep}
+        return {seed: rate for seed, rate in rates.items() if rate is not None}
+
+    def peer(self, adviser: str) -> PerTask:
+        """Task -> regret of training with what a peer says, under the schedule that its users follow."""
+        policy = SCHEDULES[adviser]
+        found = {}
+        for task in self.tasks:
+            rates = self.said(adviser, task, LENGTHS[0])
+            cells = {
+                seed: self.records.trained.get((task, policy, float(f"{lr:.4g}"), None), {})
+                for seed, lr in rates.items()
+            }
+            found[task] = self.lost(task, policy, [cell[seed] for seed, cell in cells.items() if seed in cell])
+        return known(found)
+
+    def cost(self, finder: str, steps: Callable[[str], int]) -> float:
+        """Updates of a range test, the median over tasks and seeds."""
+        updates = []
+        for (task, who, length, _), result in self.records.swept.items():
+            if who == finder and length == steps(task):
+                updates.append(
+                    next(iter(result["advice"].values()))["updates"] if "advice" in result else result["updates"]
+                )
+        return statistics.median(updates) if updates else math.nan
+
+    def cyclr_rates(self, task: str, lengths: Sequence[int]) -> list[float]:
+        """max_lr for triangular, after the sweeps of these lengths."""
+        curves = [curve for steps in lengths for curve in self.records.curves(steps).get(task, {}).values()]
+        return [rate for curve in curves if (rate := read(curve, "triangular").max_lr) is not None]
+
+    def peer_rates(self, adviser: str, task: str, lengths: Sequence[int]) -> list[float]:
+        """The same of a peer."""
+        return [rate for steps in lengths for rate in self.said(adviser, task, steps).values()]
+
+    def interval_factor(self, without: str | None) -> float:
+        """The factor that holds what was right for nine tenths of the other tasks' cases."""
+        return spread_from(miss for task, miss in self.misses if task != without)
+
+    @functools.cached_property
+    def misses(self) -> list[tuple[str, float]]:
+        """(task, decades between advice and the nearest right rate), one for each task, policy and seed."""
+        found = []
+        for policy in CYCLR:
+            curves, grids = self.curves(), self.grids(policy)
+            for task, grid in grids.items():
+                share = share_from(curves, grids, policy, without=task)
+                misses = [missed_by(curve, grid, policy, share) for curve in curves[task]] if share else []
+                found += [(task, miss) for miss in misses if miss is not None]
+        return found
+
+
+def finder_of(adviser: str) -> str:
+    """The finder that makes the sweep: fastai's gives four answers."""
+    return adviser.split()[0] if adviser.startswith("fastai") else adviser
+
+
+def known(found: dict[str, float | None]) -> PerTask:
+    return {task: value for task, value in found.items() if value is not None}
+
+
+def without_cycles(curve: str) -> str:
+    return json.dumps({**json.loads(curve), "companions": []})
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def points(value: float | None) -> str:
+    return NO_ADVICE if value is None else f"{value:.1f}"
+
+
+def factor(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def summary(per_task: PerTask) -> list[str]:
+    if not per_task:
+        return ["not yet"] * 3
+    worst = max(per_task, key=lambda task: per_task[task])
+    values = list(per_task.values())
+    mean, median = statistics.fmean(values), statistics.median(values)
+    return [f"{mean:.2f}", f"{median:.2f}", f"{per_task[worst]:.1f} ({worst})"]
+
+
+def spreads(several: Iterable[Sequence[float]]) -> str:
+    """Largest over smallest rate, the median over tasks and the worst."""
+    found = [max(rates) / min(rates) for rates in several if len(rates) > 1]
+    return f"{factor(statistics.median(found))}, {factor(max(found))}" if found else "not yet"
+
+
+def advisers_text(study: Study) -> str:
+    """Every finder: regret under its schedule, spread of its rates, cost."""
+    tasks, swept = study.tasks, study.records.swept
+    own = [
+        spreads(study.cyclr_rates(task, [study.usual(task)]) for task in tasks),
+        spreads(study.cyclr_rates(task, LENGTHS) for task in tasks),
+        f"{study.cost('cyclr', study.usual):,.0f}",
+        str(
+            sum(
+                read(curve, "triangular").max_lr is None for curves in study.swept.values() for curve in curves.values()
+            )
+        ),
     ]
-    for task in sorted(records.updates):
-        cells = []
-        for policy in POLICIES:
-            best = records.best(task, policy)
-            cells.append("not yet" if best is None else f"{best[1]:.1f} at {best[0]:.2g}")
-        lines.append(f"| {task} | {records.updates[task]:,} | {' | '.join(cells)} |")
-    count = sum(len(seeds) for seeds in records.trained.values())
-    holes = [f"Failed: {error}" for error in records.errors]
-    return "\n".join([*lines, "", f"{count:,} trainings; best of means over {len(SEEDS)} seeds.", *holes])
+    lines = []
+    for policy in CYCLR:
+        per_task = study.cyclr(policy)
+        lines.append(["**cyclr**", policy, str(len(per_task)), *summary(per_task), *own])
+    for policy in CYCLR:
+        per_task = study.ramp_alone(policy)
+        lines.append(["cyclr, ramp alone*", policy, str(len(per_task)), *summary(per_task), *[""] * 4])
+    for adviser, policy in SCHEDULES.items():
+        per_task = study.peer(adviser)
+        made = sum((task, finder_of(adviser), LENGTHS[0], seed) in swept for task in tasks for seed in SEEDS)
+        silent = made - sum(len(study.said(adviser, task, LENGTHS[0])) for task in tasks)
+        lines.append(
+            [
+                adviser, policy, str(len(per_task)), *summary(per_task),
+                spreads(study.peer_rates(adviser, task, LENGTHS[:1]) for task in tasks),
+                spreads(study.peer_rates(adviser, task, LENGTHS) for task in tasks),
+                f"{study.cost(finder_of(adviser), lambda _: LENGTHS[0]):,.0f}", str(silent),
+            ]
+        )  # fmt: skip
+    head = ["advice", "schedule", "tasks", "mean", "median", "worst"]
+    return table([*head, "over seeds", "and lengths", "updates", "no advice"], lines)
 
 
-def page(records: Records, text: str) -> str:
-    """The README with its table between the markers renewed."""
-    start, end = "<!-- grid -->", "<!-- /grid -->"
-    before, _, rest = text.partition(start)
-    return f"{before}{start}\n{grid_table(records)}\n{end}{rest.partition(end)[2]}"
+def tasks_text(study: Study) -> str:
+    """Regret of each finder on each task."""
+    columns = [*(("cyclr", policy) for policy in CYCLR), *SCHEDULES.items()]
+    cells = {("cyclr", policy): study.cyclr(policy) for policy in CYCLR}
+    cells |= {(adviser, policy): study.peer(adviser) for adviser, policy in SCHEDULES.items()}
+    lines = [[task, *(points(cells[column].get(task)) for column in columns)] for task in study.tasks]
+    return table(["task", *(f"{adviser}, {policy}" for adviser, policy in columns)], lines)
+
+
+def ahead(study: Study) -> str:
+    """The tasks on which a peer is better by more than half a point."""
+    own, sentences = study.cyclr("one_cycle"), []
+    for adviser in (adviser for adviser, policy in SCHEDULES.items() if policy == "one_cycle"):
+        other = study.peer(adviser)
+        better = [task for task in own if task in other and other[task] < own[task] - 0.5]
+        named = ", ".join(f"{task} ({other[task]:.1f} against {own[task]:.1f})" for task in better)
+        sentences.append(f"{adviser}: {named or 'on no task'}")
+    return "Better than cyclr by more than half a point, under one_cycle: " + "; ".join(sentences) + "."
+
+
+def fixed_text(study: Study) -> str:
+    """CLR inside the found bounds against the best of the grid of fixed rates."""
+    best = {task: found[1] for task in study.tasks if (found := study.records.best(task, "fixed"))}
+    lines = []
+    for policy in CYCLR:
+        got = study.inside(policy)
+        gain = {task: statistics.fmean(got[task]) - best[task] for task in best if got[task]}
+        if gain:
+            worst = min(gain, key=lambda task: gain[task])
+            equal = sum(each >= 0 for each in gain.values())
+            median = f"{statistics.median(gain.values()):+.2f}"
+            worst_gain = f"{gain[worst]:+.1f} ({worst})"
+            lines.append([policy, str(len(gain)), median, worst_gain, f"{equal} of {len(gain)}"])
+    rates = [len(study.records.grid(task, "fixed")) for task in best]
+    costs = [
+        1 + result["updates"] / study.records.updates[task]
+        for (task, who, steps, _), result in study.records.swept.items()
+        if who == "cyclr" and steps == study.usual(task)
+    ]
+    return (
+        f"{table(['policy', 'tasks', 'median gain', 'worst', 'at least equal'], lines)}\n\n"
+        f"A range test and one training cost {min(costs):.1f} to {max(costs):.1f} trainings, "
+        f"{statistics.median(costs):.1f} in the median; a grid of fixed rates had {min(rates)} to {max(rates)} rates."
+    )
+
+
+def methods_text(study: Study) -> str:
+    """Training without a rate, against the best of all grids."""
+    best = {
+        task: max(found[1] for policy in POLICIES if (found := study.records.best(task, policy)))
+        for task in study.tasks
+    }
+    lines = [[f"cyclr's bounds, {policy}", *methods_line(best, study.inside(policy))] for policy in CYCLR]
+    for method in METHODS:
+        got = {task: list(study.records.trained.get((task, method, None, None), {}).values()) for task in study.tasks}
+        lines.append([method, *methods_line(best, got)])
+    return table(["method", "tasks", "trainings", "mean", "median", "worst"], lines)
+
+
+def methods_line(best: PerTask, got: dict[str, list[float]]) -> list[str]:
+    per_task = {task: best[task] - statistics.fmean(metrics) for task, metrics in got.items() if metrics}
+    return [str(len(per_task)), str(sum(map(len, got.values()))), *summary(per_task)]
+
+
+def rates_text(study: Study, start: str = "") -> str:
+    """What was found, what was right, and what the difference cost, for tasks whose names start so."""
+    lines = []
+    for task in (task for task in study.tasks if task.startswith(start)):
+        for policy in CYCLR:
+            best, inside = study.records.best(task, policy), study.records.inside[task, policy]
+            if best is None:
+                continue
+            low, high = (10.0**log for log in right_rates(study.records.grid(task, policy)))
+            found = ", ".join(f"{max_lr:.2g}" for _, max_lr, _ in inside.values())
+            lost = study.lost(task, policy, [metric for *_, metric in inside.values()])
+            reached = f"{best[1]:.1f} at {best[0]:.2g}"
+            lines.append([task, policy, found or NO_ADVICE, f"{low:.2g} to {high:.2g}", reached, points(lost)])
+    return table(["task", "policy", "found max_lr", "within half a point", "best of the grid", "regret"], lines)
+
+
+def interval_text(study: Study) -> str:
+    """How often an interval, made without the task it is judged on, held what was right."""
+    held = [miss <= math.log10(study.interval_factor(task)) for task, miss in study.misses]
+    if not held:
+        return "not yet"
+    return (
+        f"A factor of {study.interval_factor(None):.1f} both ways holds a rate within half a point of the best in "
+        f"{100 * statistics.fmean(held):.0f} % of {len(held)} cases (task, policy, seed), with a factor that was taken "
+        "from the other tasks."
+    )
+
+
+def shares_text(study: Study) -> str:
+    """The shares from all tasks: the package's constants."""
+    lines = []
+    for name, ramp_alone in (("short cycles", False), ("ramp alone", True)):
+        curves = study.curves(ramp_alone=ramp_alone)
+        shares = [share_from(curves, study.grids(policy), policy, without=None) for policy in CYCLR]
+        lines.append([name, *("" if share is None else f"{share:.2f}" for share in shares)])
+    return table(["read from", *CYCLR], lines)
+
+
+def grid_text(study: Study) -> str:
+    """The oracle: the best rate of each policy's grid and the metric that it reaches."""
+    lines = []
+    for task in study.tasks:
+        found = [study.records.best(task, policy) for policy in POLICIES]
+        cells = ["not yet" if best is None else f"{best[1]:.1f} at {best[0]:.2g}" for best in found]
+        lines.append([task, f"{study.records.updates[task]:,}", *cells])
+    count = sum(len(seeds) for seeds in study.records.trained.values())
+    count += sum(len(seeds) for seeds in study.records.inside.values())
+    holes = [f"Failed: {error}" for error in study.records.errors]
+    note = f"{count:,} trainings; best of means over {len(SEEDS)} seeds."
+    return "\n".join([table(["task", "updates", *POLICIES], lines), "", note, *holes])
+
+
+def draw(study: Study, path: Path) -> None:
+    """Regret of each adviser on each task, one dot a task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [(f"cyclr, {policy}", study.cyclr(policy), "#1f6fb2") for policy in CYCLR]
+    rows += [(f"{adviser}, {policy}", study.peer(adviser), "#8a8f98") for adviser, policy in SCHEDULES.items()]
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for row, (_, per_task, colour) in enumerate(rows):
+        values = [max(value, 0.05) for value in per_task.values()]
+        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5, markersize=6)
+        if values:
+            axes.plot([statistics.fmean(values)], [row], "|", color="black", markersize=16, markeredgewidth=2)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="points below the best rate of a grid under the same schedule (bar: mean)")
+    axes.set_xticks([0.05, 0.1, 0.5, 1, 5, 10, 50], ["0", "0.1", "0.5", "1", "5", "10", "50"])
+    axes.grid(axis="x", alpha=0.3)
+    write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
+
+
+PARTS: dict[str, Callable[[Study], str]] = {
+    "advisers": advisers_text,
+    "ahead": ahead,
+    "fixed": fixed_text,
+    "methods": methods_text,
+    "fine-tuning": functools.partial(rates_text, start="finetune"),
+    "interval": interval_text,
+    "shares": shares_text,
+    "tasks": tasks_text,
+    "grid": grid_text,
+}
+
+
+def pages(study: Study) -> dict[Path, str]:
+    """Both pages, with every part that they have markers for renewed."""
+    found = {}
+    for path in (README, TRUST):
+        page = path.read_text()
+        for name, text_of in PARTS.items():
+            if f"<!-- {name} -->" in page:
+                page = with_part(page, name, text_of(study))
+        found[path] = page
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true")
-    readme = HERE / "README.md"
-    wanted = page(Records(HERE / "records"), readme.read_text())
-    if not parser.parse_args().check:
-        write_atomically(readme, wanted.encode())
-    elif wanted != readme.read_text():
-        sys.exit("benchmarks/regret/README.md is not what the records say; run python benchmarks/regret/tables.py")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not the records'")
+    parser.add_argument("--only", metavar="NAME", help="print the lines of one task")
+    parser.add_argument("--records", type=Path, default=HERE / "records")
+    options = parser.parse_args()
+    try:
+        study = Study(Records(options.records), options.only)
+    except ValueError as error:
+        sys.exit(str(error))
+    if options.only is not None:
+        print("\n\n".join(text_of(study) for text_of in (tasks_text, rates_text, grid_text)))
+        return
+    for path, text in pages(study).items():
+        if not options.check:
+            write_atomically(path, text.encode())
+        elif not says_the_same(text, path.read_text()):
+            sys.exit(f"{path.name} is not what the records say; run python benchmarks/regret/tables.py")
+    if not options.check:
+        draw(study, HERE / "regret.png")
 
 
 if __name__ == "__main__":

@@ -171,21 +171,6 @@ class GreedyEvaluated:
         return self.model
 
 
-class GreedyEachUpdate:
-    """GreedyLR as its paper writes it: a step with the training loss after each update."""
-
-    def __init__(self, task: Task, model: nn.Module, optimizer: Optimizer, updates: int) -> None:
-        self.model = model
-        start_at(optimizer, USUAL[type(optimizer).__name__])
-        self.scheduler = greedy_lr(optimizer, patience=10, factor=0.99, min_lr=1e-5, smooth=True, window_size=50)
-
-    def after(self, loss: float) -> None:
-        self.scheduler.step(loss)
-
-    def at_end(self) -> nn.Module:
-        return self.model
-
-
 def greedy_lr(optimizer: Optimizer, **settings: Any) -> Any:
     return package("transformers.optimization", "transformers").GreedyLR(optimizer, **settings)
 
@@ -234,11 +219,6 @@ METHODS: dict[str, Method] = {
         own, None, GreedyEvaluated,
         "README of its example: patience 2, factor 0.9, min_lr 1e-7, 500 examples evaluated each 5 % of the run; "
         "from the usual rate of the task's own optimiser",
-    ),
-    "GreedyLR each update": Method(
-        own, None, GreedyEachUpdate,
-        "README of its example, without Trainer: patience 10, factor 0.99, min_lr 1e-5, smoothed over 50; stepped "
-        "with each update's loss as in the paper",
     ),
     "SGD 0.1": Method(at(0.1), sgd, None, "the rate most examples begin with, momentum 0.9, fixed"),
     "Adam 1e-3": Method(at(1e-3), adam, None, "torch's default, fixed"),
