@@ -116,7 +116,8 @@ def test_short_cycles_decide_on_max_lr_and_the_ramp_on_base_lr(policy, share):
     ramp = a_curve(LOG, learning(LOG, start=3e-4, best=3e-2, fall=2e-1, noise=0.05))
     alone, bounds = (cyclr.find_bounds(each, policy=policy) for each in (ramp, with_cycles(ramp, PEAKS, CYCLES)))
     assert bounds.max_lr == pytest.approx(share * 0.004, rel=0.02)
-    assert bounds.base_lr == alone.base_lr and bounds.base_interval == alone.base_interval
+    assert bounds.base_lr == alone.base_lr
+    assert bounds.base_interval == alone.base_interval
     assert bounds.interval[0] < bounds.max_lr < bounds.interval[1]
 
 

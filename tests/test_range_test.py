@@ -248,7 +248,8 @@ def test_a_short_cycle_that_breaks_is_no_point_but_said():
 
     curve = cyclr.range_test(train_at, reset=reset, steps=100)
     cycles = curve.of("loss after a short cycle")
-    assert cycles.stopped == "diverged" and 0.5 < cycles.stopped_at < 0.5 * 10**0.26
+    assert cycles.stopped == "diverged"
+    assert 0.5 < cycles.stopped_at < 0.5 * 10**0.26
     assert cycles.lrs.max() < 0.5
 
 

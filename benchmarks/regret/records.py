@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class Records:
         trained: (task, policy, max_lr, base_lr) -> seed -> metric in points.
         inside: (task, policy) -> seed -> (base_lr, max_lr, metric): trained inside the bounds that cyclr gave.
         swept: (task, finder, updates, seed) -> what the finder said, or cyclr's curve.
-        errors: one line for each training or sweep that failed.
+        errors: what failed and why -> how many trainings or sweeps.
         updates: task -> its budget.
     """
 
@@ -37,7 +37,7 @@ class Records:
         self.trained: dict[tuple[str, str, float | None, float | None], dict[int, float]] = defaultdict(dict)
         self.inside: dict[tuple[str, str], dict[int, tuple[float | None, float, float]]] = defaultdict(dict)
         self.swept: dict[tuple[str, str, int, int], dict[str, Any]] = {}
-        self.errors: list[str] = []
+        self.errors: Counter[str] = Counter()
         self.updates: dict[str, int] = {}
         versions: dict[str, set[str]] = defaultdict(set)
         for record in read_records(folder):
@@ -45,7 +45,7 @@ class Records:
             task, policy, seed = config["task"], config["policy"], config["seed"]
             self.updates.setdefault(task, config.get("updates", 0))
             if "error" in result:
-                self.errors.append(f"{task}, {policy}, seed {seed}: {result['error']}")
+                self.errors[f"{task}: {result['error']}"] += 1
                 continue
             self.updates[task] = config["updates"]
             versions[task].add(f"{config['fingerprint']} {config['updates']}")

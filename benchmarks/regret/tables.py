@@ -332,7 +332,7 @@ def grid_text(study: Study) -> str:
         lines.append([task, f"{study.records.updates[task]:,}", *cells])
     count = sum(len(seeds) for seeds in study.records.trained.values())
     count += sum(len(seeds) for seeds in study.records.inside.values())
-    holes = [f"Failed: {error}" for error in study.records.errors]
+    holes = [f"Failed, {cells} times: {error}" for error, cells in study.records.errors.items()]
     note = f"{count:,} trainings; best of means over {len(SEEDS)} seeds."
     return "\n".join([table(["task", "updates", *POLICIES], lines), "", note, *holes])
 
