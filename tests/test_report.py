@@ -40,7 +40,9 @@ def a_record(policy, seed, value, schedule):
 def page():
     lrs = np.linspace(0, 0.1, 50)
     loss = cyclr.Curve("loss", range(50), lrs, 2.0 - lrs, ramp={"spacing": "linear"})
-    curve = cyclr.Curve("validation accuracy", range(50), lrs, lrs, goal="max", companions=(loss,))
+    peaks = [0.01, 0.02, 0.2]
+    cycles = cyclr.Curve("loss after a short cycle", [20] * 3, peaks, [1.9, 0.25, 1.8], meta={"level": 2.0})
+    curve = cyclr.Curve("validation accuracy", range(50), lrs, lrs, goal="max", companions=(loss, cycles))
     bounds = {"base_lr": 0.0123, "max_lr": 0.0456, "interval": [0.04, 0.05], "status": "ok", "reason": "seen"}
     records = [
         a_record(policy, seed, value + 0.001 * seed, schedule)
@@ -57,6 +59,13 @@ def test_the_page_has_the_verdict_the_table_and_the_bounds(page):
     assert re.search(r'id="verdict">triangular won: triangular 0\.9010 against fixed 0\.8010, n = 3', page)
     assert "<td>triangular</td><td>0.9010</td><td>0.0010</td><td>3</td><td>80</td>" in page
     assert "base_lr 0.0123" in page
+
+
+def test_the_short_cycles_are_in_the_figure_with_their_axis(page):
+    (places,) = re.findall(r'"name":"loss after a short cycle".*?"x":(\{.*?\}|\[.*?\])', page)
+    assert places
+    low = float(re.search(r'"yaxis":\{[^}]*\}[^}]*?"range":\[([-\d.]+),', page).group(1))
+    assert low < 0.25
 
 
 def test_names_are_escaped(page):

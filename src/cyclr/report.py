@@ -12,7 +12,7 @@ from cyclr.curve import Curve
 from cyclr.lab import table, verdict
 from cyclr.lab.comparing import COLUMNS
 from cyclr.lab.records import Record
-from cyclr.pictures import readable_range
+from cyclr.pictures import readable_range, short_cycles
 from cyclr.stages import schedule_from_dict
 
 COLOURS = ("#1f6fb2", "#c8442d", "#2e8b57", "#8a5fb5", "#b8860b", "#5f6b7a")
@@ -81,7 +81,7 @@ def _thinned(count: int) -> Any:
 def _range_tests(curves: Sequence[Curve], bounds: Mapping[str, Any] | None) -> Any:
     figure = _figure("learning rate", "training loss")
     figure.update_xaxes(type="log")
-    figure.update_yaxes(range=readable_range([_loss(curve) for curve in curves], _loss(curves[0]).metric))
+    figure.update_yaxes(range=readable_range(curves, _loss(curves[0]).metric))
     figure.update_layout(yaxis2={"title": curves[0].metric, "overlaying": "y", "side": "right", "showgrid": False})
     for number, curve in enumerate(curves):
         for each, axis, colour in ((_loss(curve), "y", COLOURS[0]), (curve, "y2", COLOURS[1])):
@@ -92,6 +92,11 @@ def _range_tests(curves: Sequence[Curve], bounds: Mapping[str, Any] | None) -> A
             figure.add_scatter(
                 x=each.lrs[keep], y=each.values[keep], yaxis=axis, name=each.metric, showlegend=number == 0,
                 line={"color": colour, "width": 1 if axis == "y" else 2}, opacity=0.8,
+            )  # fmt: skip
+        if cycles := short_cycles(curve, _loss(curve).metric):
+            figure.add_scatter(
+                x=cycles.lrs, y=cycles.values, name=cycles.metric, showlegend=number == 0, mode="lines+markers",
+                line={"color": COLOURS[2], "width": 1}, marker={"size": 8},
             )  # fmt: skip
     if bounds is not None and bounds["status"] == "ok":
         for name in ("base_lr", "max_lr"):
