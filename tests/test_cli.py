@@ -1,16 +1,22 @@
 """The command: each does what it says, in a process of its own, and --json prints one object and nothing else."""
 
+import dataclasses
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import cyclr
-from cyclr import cli
+from cyclr import cli, console
+from cyclr.console import say_bounds
 from cyclr.lab import read_records
 
 TASK = str(Path(__file__).with_name("tiny_task.py"))
@@ -87,8 +93,9 @@ def test_find_leaves_curve_bounds_and_picture(found):
     curves = [cyclr.Curve.load(folder / name) for name in ("curve.json", "curve-seed1.json")]
     assert [curve.meta["seed"] for curve in curves] == [0, 1]
     bounds = json.loads((folder / "bounds.json").read_text())
-    read = cyclr.find_bounds([curve.of("loss") for curve in curves])
+    read = cyclr.find_bounds(curves, metric="loss")
     assert (bounds["base_lr"], bounds["max_lr"]) == (read.base_lr, read.max_lr)
+    assert all(len(curve.of("loss after a short cycle")) >= 3 for curve in curves)
     assert bounds["max_lr"] == one_object(done.stdout)["max_lr"]
     assert (folder / "range_test.png").read_bytes().startswith(b"\x89PNG")
 
@@ -161,6 +168,48 @@ def test_people_get_bounds_with_their_interval(tmp_path, run):
     assert out.startswith(("base_lr", "no bounds"))
     assert cyclr.Curve.load(tmp_path / "curve.json").ramp["end_lr"] == 2.0
     assert not (tmp_path / "curve-seed7.json").exists()
+
+
+def test_bounds_are_told_with_what_their_interval_means(capsys):
+    say_bounds(cyclr.Bounds(0.01, 0.04, (0.02, 0.08), None, "ok", "seen"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["base_lr  0.01", "max_lr   0.04   (90 % interval 0.02 to 0.08)", "seen"]
+    assert "off on the tasks of a study" in lines[3]
+
+
+def test_each_pass_of_a_range_test_has_a_bar_of_its_own(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(console, "notes", screen)
+    with console.bar(quiet=False) as bars:
+        move = bars("range test")
+        for total, seen in ((96, 96), (300, 120), (128, 64)):
+            for done in range(1, seen + 1):
+                move(done, total, 0.1, 2.0)
+    assert re.search(r"range test, pass 3 .*64/128", screen.file.getvalue())
+
+
+def test_one_run_is_one_pass(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(console, "notes", screen)
+    with console.bar(quiet=False) as bars:
+        move = bars("triangular, seed 0")
+        for done in (50, 50, 60):  # a run that goes on says so first
+            move(done, 100, 0.1, 2.0)
+    assert "60/100" in screen.file.getvalue()
+    assert "pass" not in screen.file.getvalue()
+
+
+def test_a_range_test_of_which_no_short_cycle_came_through_is_reported(compared, run, tmp_path):
+    folder, _ = compared
+    for name in ("records.jsonl", "bounds.json"):
+        shutil.copy(folder / name, tmp_path)
+    curve = cyclr.Curve.load(folder / "curve.json")
+    *others, cycles = curve.companions
+    none = dataclasses.replace(cycles, steps=[], lrs=[], values=[])
+    assert cycles.metric == "loss after a short cycle"
+    dataclasses.replace(curve, companions=(*others, none)).save(tmp_path / "curve.json")
+    assert run("report", tmp_path)[0] == 0
+    assert "LR range test" in (tmp_path / "report.html").read_text()
 
 
 FLAT = "def task():\n    import tiny_task\n    return tiny_task.make(loss=lambda output, y: 0.0 * output.sum() + 1.0)\n"

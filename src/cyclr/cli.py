@@ -37,11 +37,11 @@ app = typer.Typer(
 )
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or file.py[:function].")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for results. [default: cyclr-out/TASK]")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for results. (default: cyclr-out/TASK)")]
 DataDir = Annotated[
     str | None, typer.Option("--data-dir", help="Folder with data sets; else CYCLR_DATA, else the hub.")
 ]
-Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16. [default: the task's own]")]
+Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16. (default: the task's own)")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")]
 Epochs = Annotated[float, typer.Option(help="Budget of a run, in epochs.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Budget of a run in updates, instead of epochs.")]
@@ -53,21 +53,27 @@ MaxLr = Annotated[float | None, typer.Option("--max-lr", help="Upper bound, inst
 def find(
     task: TaskName,
     out: Out = None,
-    seeds: Annotated[int, typer.Option(help="Range tests, one a seed: more give a better interval.")] = 1,
+    seeds: Annotated[int, typer.Option(help="Range tests, one a seed: more give a steadier max_lr.")] = 1,
     steps: Annotated[
-        int | None, typer.Option(help="Updates in the linear ramp. [default: 8 epochs, 300 to 4000]")
+        int | None, typer.Option(help="Updates in the linear pass. (default: 8 epochs, 300 to 4000)")
     ] = None,
-    end_lr: Annotated[float | None, typer.Option(help="End of the ramp, instead of looking for it.")] = None,
+    end_lr: Annotated[float | None, typer.Option(help="One ramp from 0 to here, and no short cycles.")] = None,
     policy: Annotated[str, typer.Option(help="The policy that the bounds are for.")] = "triangular",
-    metric: Annotated[str, typer.Option(help="Read from: loss, accuracy or 'validation accuracy'.")] = "loss",
+    metric: Annotated[str, typer.Option(help="Read the ramp's loss, accuracy or 'validation accuracy'.")] = "loss",
     data_dir: DataDir = None,
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Run an LR range test and read base_lr and max_lr off it.
 
-    The rate rises during a short run; base_lr is where learning starts, max_lr where it slows or breaks. Leaves
-    curve.json, bounds.json and range_test.png in --out.
+    The rate rises during a short run: base_lr is where learning starts.
+    Short cycles with different peaks, each from the start, then show the
+    max_lr that training bears; with --end-lr it is where the rise slows.
+    Leaves curve.json, bounds.json and range_test.png in --out.
+
+    It takes 96 updates to look for the ramp's end, --steps for the ramp,
+    which is run again if its end was wrong, and up to 9 short cycles of at
+    most 128 updates.
     """
     loaded, folder = _start(task, out, data_dir)
     bounds = _find(loaded, folder, seeds, steps, end_lr, policy, metric, precision, quiet=as_json)
@@ -88,7 +94,7 @@ def train(
     max_lr: MaxLr = None,
     epochs: Epochs = EPOCHS,
     steps: Steps = None,
-    stepsize: Annotated[int | None, typer.Option(help="Updates in half a cycle. [default: planned]")] = None,
+    stepsize: Annotated[int | None, typer.Option(help="Updates in half a cycle. (default: planned)")] = None,
     seed: Annotated[int, typer.Option(help="Determines weights, batches and all else.")] = 0,
     out: Out = None,
     data_dir: DataDir = None,
@@ -174,7 +180,8 @@ def demo(
     torch.set_num_threads(1)  # so small a net is faster without threads that wait for each other
     loaded, folder = _start("digits", out, None)
     if not as_json:
-        typer.echo("1. The LR range test: the rate rises while a small net learns 1,200 handwritten digits.\n")
+        typer.echo("1. The LR range test: the rate rises while a small net learns 1,200 handwritten digits,")
+        typer.echo("   then short cycles try out how much of it a training bears.\n")
     bounds = _find(loaded, folder, 3, None, None, "triangular", "loss", None, quiet=as_json)
     if not as_json:
         say_bounds(bounds)
@@ -320,7 +327,7 @@ def _report(folder: Path, records: list[Record] | None = None) -> Path:
     if not records:
         raise ValueError(f"{folder} holds no records; run cyclr compare or cyclr train with --out {folder} first")
     curves = [Curve.load(path) for path in sorted(folder.glob("curve*.json"))]
-    curves = [curve for curve in curves if _has_points(curve, *curve.companions)]
+    curves = [curve for curve in curves if _has_points(curve, *(c for c in curve.companions if c.metric == "loss"))]
     bounds = _read_bounds(folder / "bounds.json") if (folder / "bounds.json").exists() else None
     path = folder / "report.html"
     write_atomically(path, render(records, curves, bounds).encode())

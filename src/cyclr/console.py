@@ -75,8 +75,14 @@ def bar(*, quiet: bool) -> Iterator[Any]:
 
         def open_bar(title: str) -> Any:
             bar = bars.add_task(title, total=None, now="")
+            passes, last = 1, 0
 
             def move(done: int, total: int, lr: float, value: float) -> None:
+                nonlocal passes, last
+                if done < last:  # a range test makes several passes, each with its own number of updates
+                    passes += 1
+                    bars.reset(bar, description=f"{title}, pass {passes}")
+                last = done
                 bars.update(bar, completed=done, total=total, now=f"lr {lr:.2g}  {value:.3g}", visible=done < total)
 
             return move
@@ -85,13 +91,14 @@ def bar(*, quiet: bool) -> Iterator[Any]:
 
 
 def say_bounds(bounds: Bounds) -> None:
-    """The bounds, or why there are none."""
+    """The bounds and what their interval means, or why there are none."""
     if bounds.base_lr is None or bounds.max_lr is None or bounds.interval is None:
         typer.echo(f"no bounds: {bounds.status}\n{bounds.reason}")
         return
     low, high = bounds.interval
     typer.echo(f"base_lr  {bounds.base_lr:.3g}\nmax_lr   {bounds.max_lr:.3g}   (90 % interval {low:.3g} to {high:.3g})")
     typer.echo(bounds.reason)
+    typer.echo("the interval: the noise of the curves, and how far advice like this was off on the tasks of a study")
 
 
 def print_table(rows: list[Any]) -> None:
