@@ -221,6 +221,6 @@ def read_bounds(found: Found, task: Task, root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for number, curve in enumerate(saved):
             curve.save(path.parent / ("curve.json" if number == 0 else f"curve-seed{number}.json"))
-    bounds = cyclr.find_bounds([curve.of("loss") for curve in saved], policy=found.policy)
+    bounds = cyclr.find_bounds(saved, policy=found.policy, metric="loss")
     content = {"task": task.name, "policy": found.policy, **asdict(bounds)}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -1,6 +1,7 @@
 """The queue of the experiments: shared, killed, committed, and never a run twice."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 import time
@@ -123,6 +124,9 @@ def test_bounds_that_are_needed_are_read_first_and_once(tmp_path):
         "bounds-triangular.json",
         "curve.json",
     ]
+    curve = cyclr.Curve.load(tmp_path / "tiny/range/curve.json")
+    bounds = json.loads((tmp_path / "tiny/range/bounds-triangular.json").read_text())
+    assert bounds["max_lr"] == cyclr.find_bounds(curve, metric="loss").max_lr
 
 
 def test_each_record_is_committed_and_nothing_else(tmp_path):
