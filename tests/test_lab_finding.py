@@ -35,7 +35,16 @@ def test_each_seed_has_a_curve_of_validation_accuracy_with_loss_and_accuracy_of_
             assert curve.of(name).steps.tolist() == list(range(len(curve.of(name))))
             assert (curve.of(name).goal, curve.of(name).measured) == (goal, "before")
     assert curves[0].of("loss") != curves[1].of("loss")
-    assert bounds == cyclr.find_bounds([curve.of("loss") for curve in curves])
+    assert bounds == cyclr.find_bounds(curves, metric="loss")
+
+
+def test_without_a_ramp_short_cycles_are_tried_out_and_decide_on_max_lr():
+    (curve,), bounds = find(make(), steps=60)
+    cycles = curve.of("loss after a short cycle")
+    assert set(cycles.steps.tolist()) == {30}
+    assert bounds == cyclr.find_bounds(curve, metric="loss")
+    assert cycles.lrs.min() <= bounds.max_lr <= cycles.lrs.max()
+    assert bounds.max_lr != cyclr.find_bounds(curve.of("loss")).max_lr
 
 
 def test_a_dataset_gives_the_same_curve_as_tensors_and_holds_its_validation_out():
@@ -57,7 +66,7 @@ def test_a_dataset_gives_the_same_curve_as_tensors_and_holds_its_validation_out(
 def test_the_metric_asked_for_is_the_one_that_is_read():
     for metric in ("accuracy", "validation accuracy"):
         (curve,), bounds = find(make(), ramp=RAMP, metric=metric)
-        assert bounds == cyclr.find_bounds([curve.of(metric)])
+        assert bounds == cyclr.find_bounds(curve, metric=metric)
 
 
 @pytest.mark.parametrize(

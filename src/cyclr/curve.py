@@ -41,7 +41,8 @@ class Curve:
             the divergence is its last.
         ramp: the ramp as `Schedule.to_dict` describes it.
         meta: what else is known, in JSON's types: batch size, seed, versions.
-        companions: other metrics of the same run.
+        companions: other metrics of the same run, and "loss after a short cycle" against the cycles' peaks where the
+            range test has tried some out.
     """
 
     metric: str

@@ -40,16 +40,18 @@ def find(
 
     Each curve is the paper's: the task's metric on a fixed validation subset, up to 2,000 examples of its validation
     data, or held out from its training data; the test set is not touched. Its companions are the training loss and
-    accuracy of every update.
+    accuracy of every update and, without `ramp`, the loss after short cycles.
 
     Args:
         task: what to train.
         seeds: one range test each: initial weights and batches.
-        steps: updates in the linear pass; 8 epochs by default, at least 300 and at most 4,000.
-        ramp: the rates, instead of the default that finds its own end.
+        steps: updates in the linear pass; 8 epochs by default, at least 300 and at most 4,000. Before it come 96 to
+            look for its end, after it up to 9 short cycles of half as many updates each, at most 128; if the end was
+            wrong, the linear pass is run again, up to four times in all.
+        ramp: the rates, instead of the default that finds its own end; there are no short cycles then.
         policy: the policy that the bounds are for.
-        metric: what the bounds are read from: "loss" (of every update, so the best resolved), "accuracy" or
-            "validation accuracy".
+        metric: what the ramp is read from: "loss" (of every update, so the best resolved), "accuracy" or
+            "validation accuracy". Where there are short cycles, max_lr comes from their loss in any case.
         precision: "no", "bf16" or "fp16"; the task's own by default.
         progress: as in `cyclr.range_test`.
     """

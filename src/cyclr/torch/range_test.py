@@ -60,7 +60,7 @@ def range_test(
         loss_fn: `loss_fn(model(x), y)`, a scalar, for batches `(x, y)`.
         loader: anything that can be iterated again and again; it starts over when it is exhausted.
         ramp: the rates, by default found without numbers from you: see `cyclr.range_test`.
-        steps: real updates in the default ramp's linear pass.
+        steps: real updates in the default ramp's linear pass; a short cycle has half of them, at most 128.
         metric: "loss", or "accuracy" (share of `model(x).argmax(-1)` equal to y), measured on each update's own
             batch before the update. With "accuracy", and with `validate`, both are recorded.
         batch_loss: for any other batch structure: `batch_loss(model, batch)` returns the scalar loss, or the loss
