@@ -13,6 +13,7 @@ test: env
 	$(BIN)/mypy
 	$(BIN)/python benchmarks/table.py --check
 	$(BIN)/python experiments/rebuild.py --check
+	$(BIN)/python benchmarks/regret/tables.py --check
 	$(BIN)/pytest -n 2
 
 env: .venv/env

@@ -163,7 +163,7 @@ def test_the_other_tables_are_made_of_the_same_records(a_study):
 
 def test_a_page_that_is_not_what_the_records_say_is_found(a_study, monkeypatch, capsys):
     tables, _, folder = a_study
-    pages = {"README": folder / "README.md", "TRUST": folder / "trust.md"}
+    pages = {"README": folder / "README.md", "TRUST": folder / "trust.md", "FRONT": folder / "front.md"}
     for name, page in pages.items():
         page.write_text("before\n<!-- grid -->\n<!-- /grid -->\nafter\n")
         monkeypatch.setattr(tables, name, page)

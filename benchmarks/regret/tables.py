@@ -27,7 +27,8 @@ from cyclr.lab.pages import says_the_same, with_part
 from records import SEEDS, Records
 
 HERE = Path(__file__).parent
-README, TRUST = HERE / "README.md", HERE.parent.parent / "docs" / "trust.md"
+ROOT = HERE.parent.parent
+README, TRUST, FRONT = HERE / "README.md", ROOT / "docs" / "trust.md", ROOT / "README.md"
 POLICIES = ("fixed", *CYCLR)
 NO_ADVICE = "none"
 
@@ -221,6 +222,23 @@ def advisers_text(study: Study) -> str:
     return table([*head, "over seeds", "and lengths", "updates", "no advice"], lines)
 
 
+def summary_text(study: Study) -> str:
+    """The whole in one sentence."""
+    own = [study.cyclr(policy) for policy in CYCLR]
+    peers = {adviser: statistics.fmean(lost.values()) for adviser in SCHEDULES if (lost := study.peer(adviser))}
+    if not all(own) or not peers:
+        return "not yet"
+    means, medians = (sorted(of(lost.values()) for lost in own) for of in (statistics.fmean, statistics.median))
+    worst = max(max(lost.values()) for lost in own)
+    best = min(peers, key=lambda adviser: peers[adviser])
+    return (
+        f"On {len(study.tasks)} tasks, training inside the bounds of one range test lost {means[0]:.2f} to "
+        f"{means[-1]:.2f} points against the best rate of a grid under the same policy, in the mean over tasks "
+        f"(median {medians[0]:.2f} to {medians[-1]:.2f}, worst {worst:.1f}). The best "
+        f"of the other finders, {best}, lost {peers[best]:.1f} under its schedule."
+    )
+
+
 def tasks_text(study: Study) -> str:
     """Regret of each finder on each task."""
     columns = [*(("cyclr", policy) for policy in CYCLR), *SCHEDULES.items()]
@@ -361,6 +379,7 @@ def draw(study: Study, path: Path) -> None:
 
 
 PARTS: dict[str, Callable[[Study], str]] = {
+    "trust": summary_text,
     "advisers": advisers_text,
     "ahead": ahead,
     "fixed": fixed_text,
@@ -374,9 +393,9 @@ PARTS: dict[str, Callable[[Study], str]] = {
 
 
 def pages(study: Study) -> dict[Path, str]:
-    """Both pages, with every part that they have markers for renewed."""
+    """All pages, with every part that they have markers for renewed."""
     found = {}
-    for path in (README, TRUST):
+    for path in (README, TRUST, FRONT):
         page = path.read_text()
         for name, text_of in PARTS.items():
             if f"<!-- {name} -->" in page:
