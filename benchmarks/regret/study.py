@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,9 @@ def key_of(config: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def claimed(name: str) -> Iterator[bool]:
+def claimed(records: Path, name: str) -> Iterator[bool]:
     """Whether this process is the one that works on `name`; a process that dies gives its claim back."""
-    folder = Path(tempfile.gettempdir()) / "cyclr-regret-claims"
+    folder = Path(tempfile.gettempdir()) / f"cyclr-regret-{zlib.crc32(os.fsencode(records.resolve()))}"
     folder.mkdir(exist_ok=True)
     with (folder / name).open("w") as file:
         try:
@@ -147,7 +148,7 @@ def make(study: Study, part: str, names: Sequence[str]) -> None:
     work, portions = PARTS[part]
     for portion in portions or ("all",):
         for name in names:
-            with claimed(f"{part}-{name}-{portion}") as mine:
+            with claimed(study.folder, f"{part}-{name}-{portion}") as mine:
                 if not mine:
                     continue
                 study.read()
