@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import cyclr
-from cyclr.pictures import draw_range_test
+from cyclr.pictures import draw_range_test, readable_range
 
 RAMP = np.linspace(0.0, 0.1, 101)
 PEAKS = 10.0 ** np.arange(-3.5, -0.2, 0.25)  # the lowest below the ramp's first rate, the highest above its last
@@ -95,3 +95,9 @@ def test_without_a_short_cycle_that_came_through_there_is_the_ramp(left):
 
 def test_without_bounds_the_legend_names_no_interval(left):
     assert INTERVAL not in legend(left([a_curve()], "loss", None, None, None))
+
+
+def test_an_axis_on_which_higher_is_better_reaches_up_to_the_best_short_cycle():
+    cycles = cyclr.Curve("accuracy after a short cycle", [128], [0.05], [0.9], goal="max", meta={"level": 0.0})
+    curve = cyclr.Curve("accuracy", range(101), RAMP, 5.0 * RAMP, goal="max", companions=(cycles,))
+    assert 0.9 < readable_range([curve], "accuracy")[1] < 1.0
