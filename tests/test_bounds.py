@@ -121,6 +121,17 @@ def test_short_cycles_decide_on_max_lr_and_the_ramp_on_base_lr(policy, share):
     assert bounds.interval[0] < bounds.max_lr < bounds.interval[1]
 
 
+def test_the_interval_is_as_wide_as_the_study_says_or_as_the_noise_if_that_is_more():
+    ramp = a_curve(LOG, learning(LOG, start=3e-4, best=3e-2, fall=2e-1))
+    for curve, factor in ((ramp, 2.2), (with_cycles(ramp, PEAKS, CYCLES), 1.8)):
+        bounds = cyclr.find_bounds(curve)
+        assert bounds.interval == pytest.approx((bounds.max_lr / factor, bounds.max_lr * factor))
+    apart = [with_cycles(ramp, PEAKS * shift, CYCLES) for shift in (0.4, 1.0, 2.5)]  # three seeds that disagree
+    bounds = cyclr.find_bounds(apart)
+    assert bounds.interval[0] < bounds.max_lr / 2
+    assert bounds.interval[1] > bounds.max_lr * 2
+
+
 def test_short_cycles_suffice_where_the_ramp_says_nothing():
     flat = a_curve(LOG, learning(LOG, start=1e-3, best=1e-2, fall=1e3))
     assert cyclr.find_bounds(flat).status == "never broke"

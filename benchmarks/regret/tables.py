@@ -79,9 +79,14 @@ class Study:
         """Task -> regret of training inside the bounds that cyclr gave."""
         return known({task: self.lost(task, policy, metrics) for task, metrics in self.inside(policy).items()})
 
-    def ramp_alone(self, policy: str) -> PerTask:
-        """Task -> regret of what the ramp alone says, interpolated on the grid."""
-        curves, grids = self.curves(ramp_alone=True), self.grids(policy)
+    def short(self) -> dict[str, list[str]]:
+        """Task -> cyclr's shortest range tests."""
+        found = self.records.curves(LENGTHS[0])
+        return {task: list(found.get(task, {}).values()) for task in self.swept}
+
+    def interpolated(self, curves: dict[str, list[str]], policy: str) -> PerTask:
+        """Task -> regret of what these range tests say, interpolated on the grid."""
+        grids = self.grids(policy)
         found = {}
         for task, grid in grids.items():
             share = share_from(curves, grids, policy, without=task)
@@ -203,9 +208,15 @@ def advisers_text(study: Study) -> str:
     for policy in CYCLR:
         per_task = study.cyclr(policy)
         lines.append(["**cyclr**", policy, str(len(per_task)), *summary(per_task), *own])
-    for policy in CYCLR:
-        per_task = study.ramp_alone(policy)
-        lines.append(["cyclr, ramp alone*", policy, str(len(per_task)), *summary(per_task), *[""] * 4])
+    others = {
+        f"cyclr, steps={LENGTHS[0]}*": (study.short(), f"{study.cost('cyclr', lambda _: LENGTHS[0]):,.0f}"),
+        "cyclr, ramp alone*": (study.curves(ramp_alone=True), ""),
+    }
+    for name, (curves, cost) in others.items():
+        silent = sum(read(curve, "triangular").max_lr is None for several in curves.values() for curve in several)
+        for policy in CYCLR:
+            per_task = study.interpolated(curves, policy)
+            lines.append([name, policy, str(len(per_task)), *summary(per_task), "", "", cost, str(silent)])
     for adviser, policy in SCHEDULES.items():
         per_task = study.peer(adviser)
         made = sum((task, finder_of(adviser), LENGTHS[0], seed) in swept for task in tasks for seed in SEEDS)

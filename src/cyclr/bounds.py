@@ -11,8 +11,9 @@ Reading is a pure function of the curves. How it is done:
    it has warmed up before.
 4. Where the default range test has tried out short cycles, max_lr is read from them instead: the middle of the peaks
    within CYCLE_PLATEAU of the best one, times a share that is close to one. They miss the right max_lr by half as much.
-5. All of this is repeated on resampled noise. Tasks differ by more than noise, so the interval is then widened by a
-   factor that holds what is right for 9 in 10 tasks. Shares and factors come from trainings (benchmarks/regret).
+5. All of this is repeated on resampled noise. Tasks differ by more than noise, so the interval reaches at least as far,
+   by a factor both ways, as holds what is right for 9 in 10 tasks. Shares and factors come from trainings
+   (benchmarks/regret).
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Bounds:
     Attributes:
         base_lr: where learning starts; None if nothing could be read.
         max_lr: what a whole training bears; None if nothing could be read.
-        interval: 90 % interval of max_lr, (low, high), or None: the noise of the curves, and how far the advice was
-            off on the tasks of a study.
+        interval: 90 % interval of max_lr, (low, high), or None: how far the advice was off on the tasks of a study,
+            or the noise of the curves where that is more.
         base_interval: 90 % interval of base_lr from the noise alone; None where base_lr comes from the rule of thumb.
         status: "ok", or why there is nothing to read.
         reason: what was seen and, if nothing could be read, what to change.
@@ -85,7 +86,7 @@ def find_bounds(curves: Curve | Sequence[Curve], *, policy: str = "triangular", 
         curves: what `cyclr.range_test` returned; several (other seeds, the same metric) give a better answer. If
             most of them can be read, those are.
         policy: what the bounds are for: one_cycle bears a larger max_lr than triangular.
-        metric: which of the metrics that the range test recorded is read; by default the one that it is about.
+        metric: which of the metrics that the ramp recorded is read; by default the one that the curve is about.
 
     Returns:
         The bounds; their status is "ok", or says why there are none, and then no number is given.
@@ -124,7 +125,7 @@ def find_bounds(curves: Curve | Sequence[Curve], *, policy: str = "triangular", 
         )
         return Bounds(None, None, None, None, "too noisy", reason)
     spread = max(each.spread for each in read)
-    interval = noise[0] / spread, noise[1] * spread
+    interval = min(noise[0], top / spread), max(noise[1], top * spread)
     plural = f"{len(read)} curves" if len(several) > 1 else "one curve, so one seed"
     if unread:
         plural += f", {len(unread)} more: {unread[0].status}"
@@ -132,10 +133,10 @@ def find_bounds(curves: Curve | Sequence[Curve], *, policy: str = "triangular", 
     bases = [each.base for each in read if each.base is not None]
     base, base_interval = _median_and_interval(bases) if bases else (top, None)
     if base <= top / 3.0:
-        reason = f"{metric} gets better from {base:.2g} on and bears up to {top:.2g} in a whole training ({plural})"
+        reason = f"{metric} gets better from {base:.2g} on, and a whole training bears up to {top:.2g} ({plural})"
         return Bounds(base, top, interval, base_interval, "ok", reason)
     reason = (
-        f"{metric} bears up to {top:.2g} in a whole training ({plural}); where learning starts cannot be told apart "
+        f"a whole training bears up to {top:.2g} ({plural}); where {metric} starts to get better cannot be told apart "
         f"from that, so base_lr is max_lr / {THUMB:g}, the rule of thumb"
     )
     return Bounds(top / THUMB, top, interval, None, "ok", reason)

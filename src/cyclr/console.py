@@ -98,7 +98,7 @@ def say_bounds(bounds: Bounds) -> None:
     low, high = bounds.interval
     typer.echo(f"base_lr  {bounds.base_lr:.3g}\nmax_lr   {bounds.max_lr:.3g}   (90 % interval {low:.3g} to {high:.3g})")
     typer.echo(bounds.reason)
-    typer.echo("the interval: the noise of the curves, and how far advice like this was off on the tasks of a study")
+    typer.echo("the interval: how far such advice was off on the tasks of a study, or the curves' noise if more")
 
 
 def print_table(rows: list[Any]) -> None:

@@ -73,7 +73,7 @@ def range_test(
         validate: returns the metric on a fixed validation subset (the paper's curve). The curve is then about
             this "validation accuracy", and the training metrics are its `companions`.
         validate_every: updates between two validations; a 100th of the ramp by default.
-        progress: called after each update with (updates done, updates at most, rate, value).
+        progress: called after each update with (updates done in this pass, updates in it at most, rate, value).
         meta: kept with the curve.
 
     Returns:
