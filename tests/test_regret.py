@@ -126,7 +126,7 @@ def a_study(study, tmp_path):
     keep(config={"task": "digits-mlp-sgd", "policy": "DoG", "seed": 0}, error="ValueError: it broke")
     import tables
 
-    return tables, tables.Study(records.Records(tmp_path)), tmp_path
+    return tables, tables.Findings(records.Records(tmp_path)), tmp_path
 
 
 def cells(text, start):
@@ -223,7 +223,7 @@ def test_a_task_of_ones_own_is_studied_once(study, tmp_path, monkeypatch):
     import tables
 
     lines = (tmp_path / "records.jsonl").read_text()
-    found = tables.Study(study[0].Records(tmp_path), "mine")
+    found = tables.Findings(study[0].Records(tmp_path), "mine")
     assert all(found.records.best("mine", policy) for policy in tables.POLICIES)
     assert set(found.records.inside["mine", "one_cycle"]) == {0, 1, 2}
     assert -5.0 < float(cells(tables.tasks_text(found), "| mine")[3]) < 5.0  # it is learned at nearly any rate
@@ -238,7 +238,7 @@ def test_a_task_that_raises_leaves_a_hole_and_the_study_goes_on(study, tmp_path,
     run_study(monkeypatch, "judge", *own)
     import tables
 
-    found = tables.Study(study[0].Records(tmp_path), "broken")
+    found = tables.Findings(study[0].Records(tmp_path), "broken")
     assert "Failed, 3 times: broken: ZeroDivisionError: division by zero" in tables.grid_text(found)
     assert set(cells(tables.tasks_text(found), "| broken")[1:]) == {"none"}
 

@@ -1,25 +1,23 @@
 """The tables and the figure of benchmarks/regret/README.md, and those of docs/trust.md, from the records alone.
 
-    python benchmarks/regret/tables.py [--check]
-    python benchmarks/regret/tables.py --only NAME    # print the lines of one task, which may be your own
-
-A share of cyclr's rule is always fitted without the task that a line is about.
+python benchmarks/regret/tables.py [--check]
+python benchmarks/regret/tables.py --only NAME    # print the lines of one task, which may be your own
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from advice import CYCLR, LENGTHS, SCHEDULES, usual
-from rule import missed_by, read, regret, right_rates, share_from, spread_from, unscaled
-from tasks import CASES
+from advice import CYCLR, LENGTHS, SCHEDULES
+from figure import draw
+from findings import Findings, PerTask, finder_of
+from rule import read, right_rates, share_from
 from tuning_free import METHODS
 
 from cyclr.files import write_atomically
@@ -31,136 +29,6 @@ ROOT = HERE.parent.parent
 README, TRUST, FRONT = HERE / "README.md", ROOT / "docs" / "trust.md", ROOT / "README.md"
 POLICIES = ("fixed", *CYCLR)
 NO_ADVICE = "none"
-
-PerTask = dict[str, float]
-
-
-class Study:
-    """What the records say, put together for the tables.
-
-    Attributes:
-        tasks: those that the tables are about.
-        swept: all tasks -> cyclr's range tests of the usual length.
-    """
-
-    def __init__(self, records: Records, only: str | None = None) -> None:
-        self.records = records
-        if only is not None and only not in records.updates:
-            raise ValueError(f"there are no records of task {only}; there are some of {', '.join(records.updates)}")
-        every = [name for name in records.updates if name in CASES or name == only]
-        self.tasks = [name for name in CASES if name in every] if only is None else [only]
-        self.swept = {name: records.curves(self.usual(name)).get(name, {}) for name in every}
-
-    def usual(self, task: str) -> int:
-        """Steps of the range test that cyclr is judged by."""
-        return usual(self.records.updates[task])
-
-    def curves(self, *, ramp_alone: bool = False) -> dict[str, list[str]]:
-        """Task -> cyclr's range tests of the usual length, with or without their short cycles."""
-        return {
-            task: [without_cycles(curve) if ramp_alone else curve for curve in curves.values()]
-            for task, curves in self.swept.items()
-        }
-
-    def grids(self, policy: str) -> dict[str, dict[float, float]]:
-        """Task -> rate -> mean metric, where the grid has a best rate."""
-        return {task: self.records.grid(task, policy) for task in self.swept if self.records.best(task, policy)}
-
-    def lost(self, task: str, policy: str, metrics: Iterable[float]) -> float | None:
-        """Points below the best of a policy's grid, mean over seeds; None where nothing was trained."""
-        best, found = self.records.best(task, policy), list(metrics)
-        return None if best is None or not found else best[1] - statistics.fmean(found)
-
-    def inside(self, policy: str) -> dict[str, list[float]]:
-        """Task -> what training inside the bounds that cyclr gave reaches, one number a seed."""
-        return {task: [each[2] for each in self.records.inside[task, policy].values()] for task in self.tasks}
-
-    def cyclr(self, policy: str) -> PerTask:
-        """Task -> regret of training inside the bounds that cyclr gave."""
-        return known({task: self.lost(task, policy, metrics) for task, metrics in self.inside(policy).items()})
-
-    def short(self) -> dict[str, list[str]]:
-        """Task -> cyclr's shortest range tests."""
-        found = self.records.curves(LENGTHS[0])
-        return {task: list(found.get(task, {}).values()) for task in self.swept}
-
-    def interpolated(self, curves: dict[str, list[str]], policy: str) -> PerTask:
-        """Task -> regret of what these range tests say, interpolated on the grid."""
-        grids = self.grids(policy)
-        found = {}
-        for task, grid in grids.items():
-            share = share_from(curves, grids, policy, without=task)
-            logs = [log for curve in curves[task] if (log := unscaled(curve, policy)) is not None]
-            if share and logs:
-                found[task] = statistics.fmean(regret(grid, log + math.log10(share)) for log in logs)
-        return found
-
-    def said(self, adviser: str, task: str, steps: int) -> dict[int, float]:
-        """Seed -> the rate that a peer advises after a sweep of a length."""
-        sweeps = {seed: self.records.swept.get((task, finder_of(adviser), steps, seed)) for seed in SEEDS}
-        rates = {seed: sweep["advice"][adviser]["lr"] for seed, sweep in sweeps.items() if sweep}
-        return {seed: rate for seed, rate in rates.items() if rate is not None}
-
-    def peer(self, adviser: str) -> PerTask:
-        """Task -> regret of training with what a peer says, under the schedule that its users follow."""
-        policy = SCHEDULES[adviser]
-        found = {}
-        for task in self.tasks:
-            rates = self.said(adviser, task, LENGTHS[0])
-            cells = {
-                seed: self.records.trained.get((task, policy, float(f"{lr:.4g}"), None), {})
-                for seed, lr in rates.items()
-            }
-            found[task] = self.lost(task, policy, [cell[seed] for seed, cell in cells.items() if seed in cell])
-        return known(found)
-
-    def cost(self, finder: str, steps: Callable[[str], int]) -> float:
-        """Updates of a range test, the median over tasks and seeds."""
-        updates = []
-        for (task, who, length, _), result in self.records.swept.items():
-            if who == finder and length == steps(task):
-                updates.append(
-                    next(iter(result["advice"].values()))["updates"] if "advice" in result else result["updates"]
-                )
-        return statistics.median(updates) if updates else math.nan
-
-    def cyclr_rates(self, task: str, lengths: Sequence[int]) -> list[float]:
-        """max_lr for triangular, after the sweeps of these lengths."""
-        curves = [curve for steps in lengths for curve in self.records.curves(steps).get(task, {}).values()]
-        return [rate for curve in curves if (rate := read(curve, "triangular").max_lr) is not None]
-
-    def peer_rates(self, adviser: str, task: str, lengths: Sequence[int]) -> list[float]:
-        """The same of a peer."""
-        return [rate for steps in lengths for rate in self.said(adviser, task, steps).values()]
-
-    def interval_factor(self, without: str | None) -> float:
-        """The factor that holds what was right for nine tenths of the other tasks' cases."""
-        return spread_from(miss for task, miss in self.misses if task != without)
-
-    @functools.cached_property
-    def misses(self) -> list[tuple[str, float]]:
-        """(task, decades between advice and the nearest right rate), one for each task, policy and seed."""
-        found = []
-        for policy in CYCLR:
-            curves, grids = self.curves(), self.grids(policy)
-            for task, grid in grids.items():
-                share = share_from(curves, grids, policy, without=task)
-                misses = [missed_by(curve, grid, policy, share) for curve in curves[task]] if share else []
-                found += [(task, miss) for miss in misses if miss is not None]
-        return found
-
-
-def finder_of(adviser: str) -> str:
-    """The finder that makes the sweep: fastai's gives four answers."""
-    return adviser.split()[0] if adviser.startswith("fastai") else adviser
-
-
-def known(found: dict[str, float | None]) -> PerTask:
-    return {task: value for task, value in found.items() if value is not None}
-
-
-def without_cycles(curve: str) -> str:
-    return json.dumps({**json.loads(curve), "companions": []})
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -191,7 +59,7 @@ def spreads(several: Iterable[Sequence[float]]) -> str:
     return f"{factor(statistics.median(found))}, {factor(max(found))}" if found else "not yet"
 
 
-def advisers_text(study: Study) -> str:
+def advisers_text(study: Findings) -> str:
     """Every finder: regret under its schedule, spread of its rates, cost."""
     tasks, swept = study.tasks, study.records.swept
     own = [
@@ -233,7 +101,7 @@ def advisers_text(study: Study) -> str:
     return table([*head, "over seeds", "and lengths", "updates", "no advice"], lines)
 
 
-def summary_text(study: Study) -> str:
+def summary_text(study: Findings) -> str:
     """The whole in one sentence."""
     own = [study.cyclr(policy) for policy in CYCLR]
     peers = {adviser: statistics.fmean(lost.values()) for adviser in SCHEDULES if (lost := study.peer(adviser))}
@@ -250,7 +118,7 @@ def summary_text(study: Study) -> str:
     )
 
 
-def tasks_text(study: Study) -> str:
+def tasks_text(study: Findings) -> str:
     """Regret of each finder on each task."""
     columns = [*(("cyclr", policy) for policy in CYCLR), *SCHEDULES.items()]
     cells = {("cyclr", policy): study.cyclr(policy) for policy in CYCLR}
@@ -259,7 +127,7 @@ def tasks_text(study: Study) -> str:
     return table(["task", *(f"{adviser}, {policy}" for adviser, policy in columns)], lines)
 
 
-def ahead(study: Study) -> str:
+def ahead(study: Findings) -> str:
     """The tasks on which a peer is better by more than half a point."""
     own, sentences = study.cyclr("one_cycle"), []
     for adviser in (adviser for adviser, policy in SCHEDULES.items() if policy == "one_cycle"):
@@ -270,7 +138,7 @@ def ahead(study: Study) -> str:
     return "Better than cyclr by more than half a point, under one_cycle: " + "; ".join(sentences) + "."
 
 
-def fixed_text(study: Study) -> str:
+def fixed_text(study: Findings) -> str:
     """CLR inside the found bounds against the best of the grid of fixed rates."""
     best = {task: found[1] for task in study.tasks if (found := study.records.best(task, "fixed"))}
     lines = []
@@ -296,7 +164,7 @@ def fixed_text(study: Study) -> str:
     )
 
 
-def methods_text(study: Study) -> str:
+def methods_text(study: Findings) -> str:
     """Training without a rate, against the best of all grids."""
     best = {
         task: max(found[1] for policy in POLICIES if (found := study.records.best(task, policy)))
@@ -314,7 +182,7 @@ def methods_line(best: PerTask, got: dict[str, list[float]]) -> list[str]:
     return [str(len(per_task)), str(sum(map(len, got.values()))), *summary(per_task)]
 
 
-def rates_text(study: Study, start: str = "") -> str:
+def rates_text(study: Findings, start: str = "") -> str:
     """What was found, what was right, and what the difference cost, for tasks whose names start so."""
     lines = []
     for task in (task for task in study.tasks if task.startswith(start)):
@@ -330,7 +198,7 @@ def rates_text(study: Study, start: str = "") -> str:
     return table(["task", "policy", "found max_lr", "within half a point", "best of the grid", "regret"], lines)
 
 
-def interval_text(study: Study) -> str:
+def interval_text(study: Findings) -> str:
     """How often an interval, made without the task it is judged on, held what was right."""
     held = [miss <= math.log10(study.interval_factor(task)) for task, miss in study.misses]
     if not held:
@@ -342,7 +210,7 @@ def interval_text(study: Study) -> str:
     )
 
 
-def shares_text(study: Study) -> str:
+def shares_text(study: Findings) -> str:
     """The shares from all tasks: the package's constants."""
     lines = []
     for name, ramp_alone in (("short cycles", False), ("ramp alone", True)):
@@ -352,7 +220,7 @@ def shares_text(study: Study) -> str:
     return table(["read from", *CYCLR], lines)
 
 
-def grid_text(study: Study) -> str:
+def grid_text(study: Findings) -> str:
     """The oracle: the best rate of each policy's grid and the metric that it reaches."""
     lines = []
     for task in study.tasks:
@@ -366,30 +234,7 @@ def grid_text(study: Study) -> str:
     return "\n".join([table(["task", "updates", *POLICIES], lines), "", note, *holes])
 
 
-def draw(study: Study, path: Path) -> None:
-    """Regret of each adviser on each task, one dot a task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = [(f"cyclr, {policy}", study.cyclr(policy), "#1f6fb2") for policy in CYCLR]
-    rows += [(f"{adviser}, {policy}", study.peer(adviser), "#8a8f98") for adviser, policy in SCHEDULES.items()]
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for row, (_, per_task, colour) in enumerate(rows):
-        values = [max(value, 0.05) for value in per_task.values()]
-        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.5, markersize=6)
-        if values:
-            axes.plot([statistics.fmean(values)], [row], "|", color="black", markersize=16, markeredgewidth=2)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="points below the best rate of a grid under the same schedule (bar: mean)")
-    axes.set_xticks([0.05, 0.1, 0.5, 1, 5, 10, 50], ["0", "0.1", "0.5", "1", "5", "10", "50"])
-    axes.grid(axis="x", alpha=0.3)
-    write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=120))
-
-
-PARTS: dict[str, Callable[[Study], str]] = {
+PARTS: dict[str, Callable[[Findings], str]] = {
     "trust": summary_text,
     "advisers": advisers_text,
     "ahead": ahead,
@@ -403,7 +248,7 @@ PARTS: dict[str, Callable[[Study], str]] = {
 }
 
 
-def pages(study: Study) -> dict[Path, str]:
+def pages(study: Findings) -> dict[Path, str]:
     """All pages, with every part that they have markers for renewed."""
     found = {}
     for path in (README, TRUST, FRONT):
@@ -422,7 +267,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=HERE / "records")
     options = parser.parse_args()
     try:
-        study = Study(Records(options.records), options.only)
+        study = Findings(Records(options.records), options.only)
     except ValueError as error:
         sys.exit(str(error))
     if options.only is not None:
