@@ -10,7 +10,7 @@ Reading is a pure function of the curves. How it is done:
    policy: what a ramp bears is too much for a whole training, the more so the longer a policy stays high and the less
    it has warmed up before.
 4. Where the default range test has tried out short cycles, max_lr is read from them instead: the middle of the peaks
-   within CYCLE_PLATEAU of the best one, times a share that is close to one. They miss the right max_lr by half as much.
+   within CYCLE_PLATEAU of the best one, times a share that is close to one. Training with that loses less.
 5. All of this is repeated on resampled noise. Tasks differ by more than noise, so the interval reaches at least as far,
    by a factor both ways, as holds what is right for 9 in 10 tasks. Shares and factors come from trainings
    (benchmarks/regret).
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclr import checks
-from cyclr.curve import SHORT_CYCLES, Curve, as_curves
+from cyclr.curve import Curve, as_curves
 from cyclr.plan import POLICIES
 
 Status: TypeAlias = Literal["ok", "flat", "too short", "too noisy", "broken from the start", "never broke"]
@@ -172,9 +172,8 @@ def _reading(curve: Curve, metric: str, policy: str, generator: np.random.Genera
 
 def _best_peak(curve: Curve) -> float | None:
     """log10 of the middle of the best peaks of the short cycles; None without them."""
-    names = SHORT_CYCLES.format("loss"), SHORT_CYCLES.format(curve.metric)
-    cycles = next((each for each in curve.companions if each.metric in names), None)
-    if cycles is None or not len(cycles):
+    cycles = curve.short_cycles
+    if cycles is None:
         return None
     sign = 1.0 if cycles.goal == "min" else -1.0
     x, y, level = np.log10(cycles.lrs), sign * cycles.values, sign * cycles.meta["level"]

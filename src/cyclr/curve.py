@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMAT, VERSION = "cyclr-curve", 1
-SHORT_CYCLES = "{} after a short cycle"  # the metric of a companion: against the cycles' peaks
+AFTER_SHORT_CYCLE = " after a short cycle"  # ends the metric of a companion: against the cycles' peaks
 Goal: TypeAlias = Literal["min", "max"]
 Measured: TypeAlias = Literal["before", "after"]
 Stopped: TypeAlias = Literal["non-finite", "diverged"]
@@ -88,6 +88,11 @@ class Curve:
         return isinstance(other, Curve) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def short_cycles(self) -> Curve | None:
+        """The companion with the short cycles' losses; None if the range test made none, or all of them broke."""
+        return next((each for each in self.companions if each.metric.endswith(AFTER_SHORT_CYCLE) and len(each)), None)
 
     def of(self, metric: str) -> Curve:
         """The companion that measured `metric` (or this curve, if it did)."""

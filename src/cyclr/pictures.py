@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cyclr.bounds import Bounds
-from cyclr.curve import SHORT_CYCLES, Curve
+from cyclr.curve import AFTER_SHORT_CYCLE, Curve
 from cyclr.files import write_atomically
 from cyclr.policies import triangular
 
@@ -81,8 +81,8 @@ def _rates_shown(curves: Sequence[Curve], bounds: Bounds, metric: str) -> tuple[
 
 def short_cycles(curve: Curve, metric: str) -> Curve | None:
     """The short cycles of a range test, if it made some, they measured `metric` and not all of them broke."""
-    name = SHORT_CYCLES.format(metric)
-    return next((each for each in curve.companions if each.metric == name and len(each)), None)
+    cycles = curve.short_cycles
+    return cycles if cycles is not None and cycles.metric == metric + AFTER_SHORT_CYCLE else None
 
 
 def readable_range(curves: Sequence[Curve], metric: str) -> tuple[float, float]:

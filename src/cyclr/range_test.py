@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 
 from cyclr import checks
-from cyclr.curve import SHORT_CYCLES, Curve, Goal, Measured, Stopped
+from cyclr.curve import AFTER_SHORT_CYCLE, Curve, Goal, Measured, Stopped
 from cyclr.policies import triangular
 from cyclr.schedules import Ramp, Schedule
 
@@ -145,8 +145,8 @@ def _better_end(curve: Curve, end: float) -> float | None:
 def _short_cycles(recorder: _Recorder, curve: Curve, length: int, reset: Callable[[], None]) -> Curve | None:
     """The loss at the end of short cycles against their peaks, from the best peak both ways; None if nothing learns.
 
-    What a network bears in a short cycle is what it bears in a long one; a ramp, which is over soon after the rate has
-    become too large, shows less of that.
+    What a network bears in a short cycle is nearly what it bears in a whole training; a ramp, which is over soon after
+    the rate has become too large, shows less of that.
     """
     trained = _trained(curve)
     least = _least(trained)
@@ -165,7 +165,7 @@ def _short_cycles(recorder: _Recorder, curve: Curve, length: int, reset: Callabl
     whole = sorted(k for k in lost if lost[k] < math.inf)
     broken = [first * 10.0 ** (k / PER_DECADE) for k in lost if k not in whole]
     return Curve(
-        metric=SHORT_CYCLES.format(trained.metric),
+        metric=trained.metric + AFTER_SHORT_CYCLE,
         steps=[length] * len(whole),  # type: ignore[arg-type]
         lrs=[first * 10.0 ** (k / PER_DECADE) for k in whole],  # type: ignore[arg-type]
         values=[sign * lost[k] for k in whole],  # type: ignore[arg-type]
