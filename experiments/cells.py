@@ -123,7 +123,7 @@ class Table:
         title, note: above and below it in README.md.
         tasks: name -> function of the data folder.
         cells: in the order of the table, the closest calls first.
-        value: a record's number; `unit` says of what.
+        value: a record's number; `unit` says of what, and it is shown with so many `decimals`.
         train: what makes a run, as `cyclr.lab.train`.
         gpu: too large for two cores; the queue leaves it out unless it is named.
     """
@@ -135,6 +135,7 @@ class Table:
     cells: tuple[Cell, ...]
     value: Callable[[Record], float] = accuracy_of
     unit: str = "accuracy on the test set, %"
+    decimals: int = 2
     train: Train = train
     gpu: bool = False
 

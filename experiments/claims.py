@@ -92,7 +92,7 @@ def text(table: Table, runs: Runs) -> str:
         lines.append(f"| {question} | {cell.row}, {cell.column} | {len(values)} | {said(values)} | {answer(values)} |")
     lines += [
         "",
-        "The best of several was chosen by the numbers that it is judged by, which favours it a little.",
+        "Which one is best was read off the same numbers that it is then judged by: that favours it a little.",
         "",
         "| policy | updates | difference to fixed, points (95 %) | reached fixed's final accuracy | first at update |",
         "|---|---|---|---|---|",

@@ -59,8 +59,8 @@ def line_of(table: Table, cell: Cell, runs: Runs) -> str:
     values = numbers(table, cell, runs)
     records = [record for (name, _), record in runs.items() if name == cell.name]
     paper = "" if cell.paper is None else f"{cell.paper:g}"
-    ours = f"{statistics.fmean(values):.2f}" if values else why_not(cell)
-    sd = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    ours = f"{statistics.fmean(values):.{table.decimals}f}" if values else why_not(cell)
+    sd = f"{statistics.stdev(values):.{table.decimals}f}" if len(values) > 1 else ""
     hours = f"{statistics.fmean(map(hours_of, records)):.2g}" if records else ""
     diverged = sum(record["result"]["status"] == "diverged" for record in records)
     row = f"{cell.row}{' (scaled)' if cell.scaled else ''}{f' ({diverged} diverged)' if diverged else ''}"

@@ -103,7 +103,7 @@ class Queue:
             self.say(f"{run.name} failed: {type(error).__name__}: {error}")
             return True
         speed = record["result"]["updates_per_second"]
-        self.say(f"{run.name}: {run.table.value(record):.2f} ({speed:.1f} updates a second)")
+        self.say(f"{run.name}: {run.table.value(record):.{run.table.decimals}f} ({speed:.1f} updates a second)")
         if self.commit:
             self._commit(run.table.name, f"Record: {run.table.name}, {run.cell.name}, seed {run.seed}")
         return True

@@ -149,4 +149,5 @@ TABLE = Table(
     (*cells_of("saddle", 0.1, 1.0, 0.01, 0.1, 5000), *cells_of("autoencoder", 0.03, 0.3, 0.001, 0.1, 4000)),
     value=left_at,
     unit="updates until the plateau is left; a run that never leaves counts with its length",
+    decimals=0,
 )
