@@ -53,10 +53,20 @@ def draw(tables: Mapping[str, Table], runs: Mapping[str, Runs], root: Path = HER
     for folder, policy in policies.items():
         curves, bounds = read(root / folder, policy)
         draw_range_test(curves, bounds, "loss", root / folder / "range_test.png")
-    for figure, (name, beginnings) in AGAINST_UPDATES.items():
-        cells = [cell for cell in tables[name].cells if cell.name.startswith(beginnings)]
-        if any(key[0] == cell.name for cell in cells for key in runs[name]):
+    for name, table in tables.items():
+        for figure, cells in against_updates(table, runs[name]).items():
             draw_against_updates(cells, runs[name], root / name / f"{figure}.png")
+
+
+def against_updates(table: Table, runs: Runs) -> dict[str, list[Cell]]:
+    """A table's figures for which there are records -> the cells with records that they show."""
+    trained = {name for name, _ in runs}
+    found = {}
+    for figure, (name, beginnings) in AGAINST_UPDATES.items():
+        cells = [cell for cell in table.cells if cell.name.startswith(beginnings) and cell.name in trained]
+        if name == table.name and cells:
+            found[figure] = cells
+    return found
 
 
 def draw_against_updates(cells: list[Cell], runs: Runs, path: Path) -> None:
@@ -67,8 +77,7 @@ def draw_against_updates(cells: list[Cell], runs: Runs, path: Path) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    trained = [cell for cell in cells if any(name == cell.name for name, _ in runs)]
-    for cell, colour in zip(trained, COLOURS, strict=False):
+    for cell, colour in zip(cells, COLOURS, strict=False):
         records = [record for (name, _), record in sorted(runs.items()) if name == cell.name]
         for number, record in enumerate(records):
             label = f"{cell.row}, {cell.column}" if number == 0 else None

@@ -95,9 +95,12 @@ def text_of(table: Table, runs: Runs) -> str:
         "",
         f"In {table.unit}; n runs that differ in their seed.",
     ]
-    return "\n".join(
-        [*lines, *(["", circumstances(list(runs.values()))] if runs else []), "", made_of(table, len(runs))]
-    )
+    for figure, cells in figures.against_updates(table, runs).items():
+        shown = "; ".join(f"{cell.row}, {cell.column}" for cell in cells)
+        lines += ["", f"![Accuracy against updates: {shown}]({table.name}/{figure}.png)"]
+    if runs:
+        lines += ["", circumstances(list(runs.values()))]
+    return "\n".join([*lines, "", made_of(table, len(runs))])
 
 
 def comparison_text(records: Sequence[Record]) -> str:
@@ -139,10 +142,14 @@ def circumstances(records: Sequence[Record]) -> str:
         speeds = [record["result"]["updates_per_second"] for record in group]
         days = sorted(record["finished"][:10] for record in group)
         lines.append(
-            f"{len(group)} runs: {where}; {min(speeds):.0f} to {max(speeds):.0f} updates a second; {days[0]} to "
-            f"{days[-1]}."
+            f"{len(group)} runs: {where}; {span(*(f'{of(speeds):.0f}' for of in (min, max)))} updates a second; "
+            f"{span(days[0], days[-1])}."
         )
     return "  \n".join(lines)
+
+
+def span(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
 
 
 def pages(runs: dict[str, Runs]) -> dict[Path, str]:

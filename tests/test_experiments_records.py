@@ -137,6 +137,16 @@ def test_a_cell_is_the_mean_of_its_own_runs_in_percent():
     assert "<!-- tiny: 4 records -->" in text
 
 
+def test_the_page_shows_each_figure_that_is_drawn_and_no_other(tmp_path, monkeypatch):
+    table = tiny_queue.table()
+    runs = {(cell.name, 0): record_of(cell, 0, 0.9, [{"step": 300, "test": 0.8}]) for cell in table.cells[:1]}
+    shown = {"one": ("tiny", ("low",)), "two": ("tiny", ("high",)), "three": ("another", ("low",))}
+    monkeypatch.setattr(figures, "AGAINST_UPDATES", shown)
+    figures.draw({"tiny": table}, {"tiny": runs}, tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["one.png"]
+    assert re.findall(r"!\[.*\]\((.*)\)", rebuild.text_of(table, runs)) == ["tiny/one.png"]
+
+
 def test_the_check_looks_at_the_records_that_the_page_was_made_of():
     runs = {("low", seed): {} for seed in range(5)}
     assert list(rebuild.first_records("a <!-- tiny: 2 records --> b", "tiny", runs)) == [("low", 0), ("low", 1)]

@@ -1,7 +1,9 @@
 """The tables and the figure of benchmarks/regret/README.md, and those of docs/trust.md, from the records alone.
 
-python benchmarks/regret/tables.py [--check]
-python benchmarks/regret/tables.py --only NAME    # print the lines of one task, which may be your own
+    python benchmarks/regret/tables.py [--check]
+    python benchmarks/regret/tables.py --only NAME    # print the lines of one task, which may be your own
+
+What they say is put together in findings.py.
 """
 
 from __future__ import annotations
@@ -59,6 +61,11 @@ def spreads(several: Iterable[Sequence[float]]) -> str:
     return f"{factor(statistics.median(found))}, {factor(max(found))}" if found else "not yet"
 
 
+def silences(curves: dict[str, list[str]]) -> str:
+    """How many range tests gave no advice."""
+    return str(sum(read(curve, "triangular").max_lr is None for several in curves.values() for curve in several))
+
+
 def advisers_text(study: Findings) -> str:
     """Every finder: regret under its schedule, spread of its rates, cost."""
     tasks, swept = study.tasks, study.records.swept
@@ -66,11 +73,7 @@ def advisers_text(study: Findings) -> str:
         spreads(study.cyclr_rates(task, [study.usual(task)]) for task in tasks),
         spreads(study.cyclr_rates(task, LENGTHS) for task in tasks),
         f"{study.cost('cyclr', study.usual):,.0f}",
-        str(
-            sum(
-                read(curve, "triangular").max_lr is None for curves in study.swept.values() for curve in curves.values()
-            )
-        ),
+        silences(study.curves()),
     ]
     lines = []
     for policy in CYCLR:
@@ -81,10 +84,9 @@ def advisers_text(study: Findings) -> str:
         "cyclr, ramp alone*": (study.curves(ramp_alone=True), ""),
     }
     for name, (curves, cost) in others.items():
-        silent = sum(read(curve, "triangular").max_lr is None for several in curves.values() for curve in several)
         for policy in CYCLR:
             per_task = study.interpolated(curves, policy)
-            lines.append([name, policy, str(len(per_task)), *summary(per_task), "", "", cost, str(silent)])
+            lines.append([name, policy, str(len(per_task)), *summary(per_task), "", "", cost, silences(curves)])
     for adviser, policy in SCHEDULES.items():
         per_task = study.peer(adviser)
         made = sum((task, finder_of(adviser), LENGTHS[0], seed) in swept for task in tasks for seed in SEEDS)
