@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test env bench
+.PHONY: demo test env bench oldest
 
 demo: .venv/demo
 	$(BIN)/cyclr demo
@@ -19,8 +19,20 @@ test: env
 env: .venv/env
 
 bench: env
-	for name in scheduler_step range_test_cost throughput start_up demo; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in scheduler_step range_test_cost throughput start_up demo adapters snapshot_cost hundred_range_tests; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 	$(BIN)/python benchmarks/table.py
+
+# The adapters with the oldest versions of their frameworks; some minutes, and not part of `make test`.
+oldest: .venv-oldest/env
+	.venv-oldest/bin/pytest -n 2 tests/test_frameworks.py tests/lightning_adapter tests/transformers_adapter \
+		tests/test_accelerate.py tests/test_keras.py tests/test_jax.py
+
+.venv-oldest/env: pyproject.toml oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-oldest/bin/python -m pip install --quiet --editable '.[lab,lightning,transformers,keras,jax]' --group dev \
+		--constraint oldest.txt
+	touch $@
 
 # The files .venv/demo and .venv/env are made last, so that an installation that was cut off is done again.
 .venv/python: pyproject.toml
@@ -35,5 +47,5 @@ bench: env
 	touch $@
 
 .venv/env: .venv/python
-	$(BIN)/python -m pip install --quiet --editable '.[lab,datasets]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[lab,datasets,vision,lightning,transformers,keras,jax,ray]' --group dev
 	touch .venv/demo $@

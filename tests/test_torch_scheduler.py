@@ -88,8 +88,57 @@ def test_a_group_added_on_the_way_follows_from_the_next_step(lr):
     optimizer.add_param_group({"params": parameters(), "lr_multiplier": 2.0})
     scheduler.step()
     used = train(optimizer, scheduler, 10)
-    assert [rates[-1] for rates in used] == [2.0 * CYCLES(step) for step in range(4, 14)]
-    assert [rates[-2] for rates in used] == [CYCLES(step) for step in range(4, 14)]
+    assert [rates[-1] for rates in used] == [2.0 * CYCLES(step) for step in range(3, 13)]
+    assert [rates[-2] for rates in used] == [CYCLES(step) for step in range(3, 13)]
+
+
+def test_steps_without_an_update_do_not_count():
+    """Accelerate's prepared schedulers step once per process; a loop that accumulates may step after every batch."""
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    scheduler = ScheduleLR(optimizer, lr=CYCLES)
+    scheduler.step()  # nothing is known before the first update
+    scheduler.load_state_dict({"last_epoch": 0})
+    for made in range(1, 12):
+        optimizer.step()
+        for _ in range(4):
+            scheduler.step()
+            assert scheduler.last_epoch == made
+            assert scheduler.get_last_lr() == [CYCLES(made)]
+
+
+def test_updates_that_a_scaler_skips_do_not_count():
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    scheduler = ScheduleLR(optimizer, lr=CYCLES)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for overflow in (False, True, True, False, True):
+        optimizer.zero_grad()
+        (weight,) = optimizer.param_groups[0]["params"]
+        scaler.scale(weight.sum() * (float("inf") if overflow else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+    assert scheduler.last_epoch == 2
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda scheduler: pickle.loads(pickle.dumps(scheduler))])
+def test_a_copy_counts_the_updates_of_its_own_optimiser(again):
+    original = ScheduleLR(torch.optim.SGD(parameters(), lr=0.1), lr=CYCLES)
+    train(original.optimizer, original, 3)
+    copied = again(original)
+    assert train(copied.optimizer, copied, 5) == [[CYCLES(step)] for step in range(3, 8)]
+    copied.step()
+    assert (copied.last_epoch, original.last_epoch) == (8, 3)
+
+
+def test_it_follows_the_optimiser_inside_accelerates_wrapper():
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    wrapped = pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(optimizer)
+    scheduler = ScheduleLR(wrapped, lr=CYCLES)
+    for made in range(5):
+        assert wrapped.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == CYCLES(made)
+        wrapped.step()
+        scheduler.step()
+        scheduler.step()
 
 
 def test_the_state_is_one_integer_and_can_be_loaded_twice():
@@ -264,3 +313,33 @@ def test_groups_that_share_one_tensor_rate_get_each_their_own():
     optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.1))
     ScheduleLR(optimizer, cyclr.fixed(0.1))
     assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.1, 1.0])
+
+
+def test_a_new_scheduler_takes_over_and_the_old_one_says_so_before_it_changes_anything():
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    old = ScheduleLR(optimizer, lr=CYCLES)
+    train(optimizer, old, 3)
+    state = copy.deepcopy(optimizer.state_dict())
+    new = ScheduleLR(optimizer, lr=ONE_CYCLE)
+    assert train(optimizer, new, 3) == [[ONE_CYCLE(step)] for step in range(3)]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="has a newer ScheduleLR"):
+            old.step()
+    assert (old.last_epoch, new.last_epoch) == (3, 3)
+    again, *_ = copy.deepcopy((optimizer, old, new))
+    again.load_state_dict(optimizer.state_dict())  # the old one's copy hears of nothing either
+    assert optimizer.param_groups[0]["lr"] == ONE_CYCLE(3)
+    optimizer.load_state_dict(state)  # told to the new one alone
+    assert optimizer.param_groups[0]["lr"] == ONE_CYCLE(3)
+
+
+def test_an_optimiser_with_a_scheduler_of_torchs_is_refused_and_left_alone():
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    theirs = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    before = repr(optimizer.param_groups)
+    with pytest.raises(ValueError, match=r"SGD already has a torch scheduler.*make the optimiser anew"):
+        ScheduleLR(optimizer, lr=CYCLES)
+    assert repr(optimizer.param_groups) == before
+    optimizer.step()
+    theirs.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

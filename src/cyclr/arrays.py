@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,24 +28,41 @@ class Scalars:
         return yes if condition else no
 
 
-def steps_and_functions(step: Any) -> tuple[Any, Any]:
-    """The steps, checked, beside the functions that work on them. A tensor's framework is loaded already."""
+def evaluated(formula: Callable[[Any, Any], Any], step: Any) -> Any:
+    """`formula(steps, functions)` at steps of any framework, checked; inside, all compute in double precision."""
     if isinstance(step, int | np.integer):
-        return checks.whole("step", step, least=0), Scalars
+        return formula(checks.whole("step", step, least=0), Scalars)
     if isinstance(step, np.ndarray) and step.dtype.kind in "iu":
         steps = step.astype(np.int64)
         if steps.size and steps.min() < 0:  # an unsigned step beyond int64 wraps round to below 0
             raise ValueError(f"step must be at least 0 and below 2**63, got {step.flat[steps.argmin()]}")
-        return steps, np
-    if "int" in str(getattr(step, "dtype", "")):  # a tracer's values cannot be looked at
+        return np.asarray(formula(steps, np))
+    if "int" in str(
+        getattr(step, "dtype", "")
+    ):  # a tracer's values cannot be looked at; its framework is loaded already
+        framework = type(step).__module__.partition(".")[0]  # loaded already
+        if framework in ("jax", "jaxlib"):
+            return _in_double(formula, step, sys.modules["jax"])
+        if framework == "torch":
+            return formula(step.double(), sys.modules["torch"])  # torch divides integers in single precision
         if hasattr(step, "__array_namespace__"):
-            return step, step.__array_namespace__()  # JAX
-        if type(step).__module__.partition(".")[0] == "torch":
-            return step.double(), sys.modules["torch"]  # torch divides integers in single precision
+            return formula(step, step.__array_namespace__())
     raise TypeError(
         f"a step is an int or an array of ints, got {type(step).__name__} {step!r}; "
         "it counts optimiser updates from 0 (numpy.asarray turns a list into an array)"
     )
+
+
+def _in_double(formula: Callable[[Any, Any], Any], step: Any, jax: Any) -> Any:
+    """The rate that other frameworks have, rounded once; in JAX's single precision it would be some bits off."""
+    if not hasattr(jax, "enable_x64"):
+        raise ImportError(
+            f"a schedule at a step of JAX needs JAX 0.8 or later, found {jax.__version__}: "
+            "pip install --upgrade 'cyclr[jax]'"
+        )
+    precision = jax.numpy.result_type(float)
+    with jax.enable_x64(True):
+        return formula(step.astype("int64"), jax.numpy).astype(precision)
 
 
 def between(low: Any, high: Any, fraction: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,7 +23,10 @@ OWN = {"lr": "initial_lr", "momentum": "initial_momentum", "weight_decay": "init
 class ScheduleLR(LRScheduler):
     """A torch scheduler that follows a cyclr schedule for the rate and, if wanted, momentum and weight decay.
 
-    The rate that update `step` uses is exactly `lr(step)`, from step 0. Call `step()` after each real update.
+    The rate that update `step` uses is exactly `lr(step)`, from step 0. Call `step()` after each real update. Called
+    again before the optimiser has made another one it changes nothing: so it counts updates where Accelerate's prepared
+    schedulers call it once per process, in loops that call it after every batch while gradients accumulate, and where
+    a GradScaler skipped an update. (It counts every call until the optimiser has made its first update.)
 
     Args:
         optimizer: any torch optimiser.
@@ -38,9 +41,12 @@ class ScheduleLR(LRScheduler):
     later with `add_param_group` follows the one schedule, or the last one where each group has its own, from the next
     `step()` on. Rates that are tensors are filled in place, so `torch.compile` does not compile again.
 
+    An optimiser has one scheduler: a new ScheduleLR takes over from an older one, whose `step()` then raises.
+
     Raises:
         TypeError: lr is no schedule.
-        ValueError: more schedules than groups or fewer; a momentum schedule for an optimiser without momentum.
+        ValueError: more schedules than groups or fewer; a momentum schedule for an optimiser without momentum; an
+            optimiser that already has a scheduler of torch's.
 
     Example:
         >>> import cyclr, torch
@@ -69,21 +75,50 @@ class ScheduleLR(LRScheduler):
         # The base class's constructor wraps optimizer.step and makes a first step; neither is wanted here.
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch optimiser, got {type(optimizer).__name__}")
-        self.optimizer = optimizer
+        self.optimizer = innermost(optimizer)
+        if hasattr(self.optimizer.step, "_wrapped_by_lr_sched"):
+            raise ValueError(
+                f"this {type(optimizer).__name__} already has a torch scheduler, and each would overwrite the other's "
+                "rates; make the optimiser anew, its load_state_dict takes the old one's state"
+            )
         self.last_epoch = 0  # torch's name for the step
         self._hyper = {"lr": _checked("lr", lr, optimizer)}
         for name, given in (("momentum", momentum), ("weight_decay", weight_decay)):
             if given is not None:
                 self._hyper[name] = _checked(name, given, optimizer)
+        for hook in (
+            *self.optimizer._optimizer_step_post_hooks.values(),
+            *self.optimizer._optimizer_load_state_dict_post_hooks.values(),
+        ):
+            if isinstance(hook, _Hook):
+                hook.retire()
+        self._replaced = False
         self._deliver()
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self._step_count = 1  # not used here; Accelerate counts in it
-        optimizer.register_load_state_dict_post_hook(_Redeliver(self))
+        self._watch()
+
+    def _watch(self) -> None:
+        """Learn of the optimiser's updates, and of states that are loaded into it."""
+        # An update to count; None while the optimiser has made none. A copy of one that was replaced is replaced too.
+        self._due: bool | None = False if self._replaced else None
+        if self._replaced:
+            return
+        self.optimizer.register_step_post_hook(_Due(self))
+        self.optimizer.register_load_state_dict_post_hook(_Redeliver(self))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._watch()  # a copied optimiser comes without hooks
 
     def step(self, epoch: None = None) -> None:  # type: ignore[override]
-        """Move on by one update. Call it once after each update that really happened (not after a skipped one)."""
+        """Move on by one update; the rate stays as it is if the optimiser has made none since the last call."""
         if epoch is not None:
             raise ValueError(f"step() takes no argument, it counts by itself; got {epoch!r} (load_state_dict sets it)")
+        if self._due is False:
+            return self._deliver()  # to groups that came since
+        if self._due:
+            self._due = False
         self.last_epoch = step = self.last_epoch + 1
         groups = self.optimizer.param_groups
         if groups is not self._seen or len(groups) != self._count:
@@ -94,6 +129,11 @@ class ScheduleLR(LRScheduler):
                 group["lr"] = rate
         else:
             self._write(step)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate's schedule, or the last group's where each has its own: that of groups that come later."""
+        return self._hyper["lr"][-1]
 
     def get_lr(self) -> list[Any]:
         """The rates in force, one per group."""
@@ -117,6 +157,8 @@ class ScheduleLR(LRScheduler):
 
     def _deliver(self) -> None:
         """Look at the groups as they are now, note who follows what, and write this step's values."""
+        if self._replaced:
+            raise ValueError("this optimiser has a newer ScheduleLR, which took over from this one; step that one only")
         groups = self._seen = self.optimizer.param_groups
         self._count = len(groups)
         self._followers: list[tuple[str, Schedule, list[Group]]] = []
@@ -147,16 +189,47 @@ class ScheduleLR(LRScheduler):
                 _put(name, group, group[OWN[name]] if ended else value)
 
 
-class _Redeliver:
-    """After the optimiser's state was loaded, the rate in force is the schedule's again and not the saved one."""
+class _Hook:
+    """What an optimiser keeps of its scheduler: a weak reference, so that it does not keep the scheduler alive."""
 
     def __init__(self, scheduler: ScheduleLR) -> None:
-        self._scheduler = weakref.ref(scheduler)  # the optimiser does not keep the scheduler alive
+        self._scheduler: Callable[[], ScheduleLR | None] = weakref.ref(scheduler)
+
+    def retire(self) -> None:
+        """Another ScheduleLR takes over: the old one hears of nothing more, writes nothing more, and says so."""
+        scheduler = self._scheduler()
+        if scheduler is not None:
+            scheduler._replaced, scheduler._due = True, False  # with nothing due step() goes by way of _deliver
+        self._scheduler = _nobody
+
+
+def _nobody() -> None:
+    """The reference of a hook that has served."""
+
+
+class _Due(_Hook):
+    """After the optimiser's update there is one to count."""
+
+    def __call__(self, *_: Any) -> None:
+        scheduler = self._scheduler()
+        if scheduler is not None:
+            scheduler._due = True
+
+
+class _Redeliver(_Hook):
+    """After the optimiser's state was loaded, the rate in force is the schedule's again and not the saved one."""
 
     def __call__(self, optimizer: Optimizer) -> None:
         scheduler = self._scheduler()
         if scheduler is not None:
             scheduler._deliver()
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimiser that makes the updates, out of Accelerate's wrapper around it."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _checked(name: str, given: Schedules, optimizer: Optimizer) -> list[Schedule | None]:
