@@ -190,6 +190,24 @@ def test_batch_loss_serves_any_batch_and_any_metric():
     assert [each.metric for each in curve.companions] == ["loss"]
 
 
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=1024.0)])
+def test_gradients_are_clipped_as_the_user_clips_them(scaler):
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    norms = []
+
+    def norm():
+        return torch.cat([parameter.grad.reshape(-1) for parameter in net.parameters()]).norm().item()
+
+    def clip():
+        assert norm() < 100  # unscaled
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+
+    optimizer.register_step_pre_hook(lambda *_: norms.append(norm()))
+    range_test(net, optimizer, cross_entropy, shuffled(), ramp=RAMP, clip=clip, scaler=scaler)
+    assert norms == pytest.approx([1e-3] * RAMP.steps, rel=1e-3)
+
+
 def test_updates_that_a_scaler_skips_are_no_points_and_the_scaler_is_as_it_was():
     net = network()
     optimizer = MAKERS["sgd"](net.parameters())
@@ -335,3 +353,17 @@ def test_groups_that_share_one_tensor_rate_get_each_their_own_and_the_tensor_bac
     assert seen == [pytest.approx([0.1, 1.0]), pytest.approx([0.2, 2.0])]
     assert all(group["lr"] is rate for group in optimizer.param_groups)
     assert float(rate) == pytest.approx(0.1)
+
+
+def test_what_accelerate_has_prepared_is_tested_and_left_in_the_midst_of_its_epoch():
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+    net = network()
+    prepared = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), shuffled())
+    model, optimizer, loader = prepared
+    before = bits(net)
+    for _ in loader:
+        curve = range_test(model, optimizer, cross_entropy, loader, ramp=RAMP)
+        assert accelerator.gradient_state.active_dataloader is loader
+        break
+    assert len(curve.values) == RAMP.steps
+    assert bits(net) == before

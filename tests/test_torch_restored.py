@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from cyclr.torch import RestoreError, Snapshot, restored
+from cyclr.torch import RestoreError, SavedState, restored
 
 
 class Net(nn.Module):
@@ -298,7 +298,7 @@ def flipped(tensor, bit):
 
 def test_the_checksum_sees_every_single_bit():
     world = World("adamw", warm=1)
-    snapshot = Snapshot(world.things)
+    snapshot = SavedState(world.things)
     slots = [t for p in world.net.parameters() for t in world.optimizer.state.get(p, {}).values() if torch.is_tensor(t)]
     covered = [*world.net.parameters(), *(b for n, b in world.net.named_buffers() if n != "view"), *slots]
     covered += [p.grad for p in world.net.parameters() if p.grad is not None]
@@ -337,7 +337,7 @@ def test_the_checksum_sees_every_single_bit():
 )
 def test_the_checksum_sees_what_is_not_a_weight(change):
     world = World("adam", warm=1)
-    snapshot = Snapshot(world.things)
+    snapshot = SavedState(world.things)
     assert snapshot.current_checksum() == snapshot.checksum
     change(world)
     assert snapshot.current_checksum() != snapshot.checksum
@@ -377,3 +377,14 @@ def test_what_cannot_be_restored_is_an_error_and_the_rest_is_restored():
     spoil(net, Forgetful(), verify=False)
     with pytest.raises(TypeError, match="cannot restore a int: give modules, optimisers, loaders, generators"):
         spoil(net, 3)
+
+
+def test_an_optimiser_that_was_loaded_from_a_checkpoint_keeps_its_groups_order():
+    (weight,) = nn.Linear(2, 1, bias=False).parameters()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.load_state_dict(optimizer.state_dict())  # torch then has "params" last in each group
+    names = list(optimizer.param_groups[0])
+    with restored(optimizer):
+        optimizer.param_groups[0]["lr"] = 0.5
+    assert list(optimizer.param_groups[0]) == names
+    assert optimizer.param_groups[0]["lr"] == 0.1

@@ -6,7 +6,8 @@
 grid: the oracle. curves: cyclr's range tests. judge: training inside the bounds read from them (when grid and curves
 are done). peers: what other finders say; judge-peers: training with that. methods: training without a rate. Start each
 once per core, as often as you like: processes share the work and lose at most one training to a `kill`. `--only TASK`
-makes one task's cells. A task that raises is recorded with its error, and the study goes on.
+makes one task's cells. `--on ray` (or ray:HOST:PORT) starts as many as a cluster has room for; its machines must share
+this folder and its locks. A task that raises is recorded with its error, and the study goes on.
 """
 
 from __future__ import annotations
@@ -115,15 +116,27 @@ def main() -> None:
     parser.add_argument("--task", help="a task of your own, as for `cyclr find`: FILE.py[:FUNCTION]")
     parser.add_argument("--updates", type=int, help="the length of its training")
     parser.add_argument("--out", type=Path, default=HERE / "records")
+    parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
     options = parser.parse_args()
-    names = list(CASES) if options.only is None else options.only.split(",")
+    if options.on != "local":
+        from cyclr.lab.on_ray import spread
+
+        options.out, where, options.on = options.out.resolve(), options.on, "local"
+        list(spread(work, options, None, on=where))
+        return
     try:
-        if options.task is not None:
-            names = [add(options.task, options.updates, options.data_dir)]
-        for name in names:
-            checks.choice("task", name, CASES)
+        work(options)
     except ValueError as error:
         sys.exit(str(error))
+
+
+def work(options: argparse.Namespace) -> None:
+    """What each process does."""
+    names = list(CASES) if options.only is None else options.only.split(",")
+    if options.task is not None:
+        names = [add(options.task, options.updates, options.data_dir)]
+    for name in names:
+        checks.choice("task", name, CASES)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     study = Study(options.out, options.data_dir)

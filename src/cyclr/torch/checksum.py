@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cyclr.torch.parallel import local
+
 
 def checksum(objects: Iterable[Any], devices: Iterable[Any]) -> str:
     """SHA-256 over the random number generators (those of `devices` too) and of `objects` as they are now."""
@@ -35,17 +37,33 @@ def rng_state(devices: Iterable[Any]) -> list[Any]:
     return states + [accelerator.get_rng_state_all() for accelerator in devices]
 
 
+def parts_of(loader: Any) -> list[Any]:
+    """A loader and the samplers inside it, whatever Accelerate has put around them."""
+    found: dict[int, Any] = {}
+    waiting = [loader]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in found:
+            found[id(part)] = part
+            waiting += [getattr(part, name, None) for name in ("base_dataloader", "batch_sampler", "sampler")]
+    return list(found.values())
+
+
 def generators(loader: Any) -> list[torch.Generator]:
     """The generators that a loader and its samplers own."""
-    owners = [loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler"))]
-    owners.append(getattr(owners[-1], "sampler", None))
-    found = {id(g): g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
-    return list(found.values())
+    names = ("generator", "synchronized_generator")  # the second is Accelerate's
+    owned = [getattr(part, name, None) for part in parts_of(loader) for name in names]
+    return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())
 
 
 def tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers, those that are not saved included; what is shared comes once."""
     return [*module.parameters(), *module.buffers()]
+
+
+def has_state(thing: Any) -> bool:
+    """Whether it can be asked for its state. Accelerate's loaders have the methods, but not always a state."""
+    return hasattr(thing, "state_dict") and getattr(thing, "use_stateful_dataloader", True)
 
 
 def hooks(thing: Any) -> list[str]:
@@ -70,7 +88,7 @@ def _state_of(thing: Any) -> Any:
         return thing.getstate()
     if isinstance(thing, np.random.Generator):
         return thing.bit_generator.state
-    if hasattr(thing, "state_dict"):
+    if has_state(thing):
         return thing.state_dict()
     return [generator.get_state() for generator in generators(thing)]
 
@@ -78,7 +96,7 @@ def _state_of(thing: Any) -> Any:
 def _hash(digest: Any, value: Any) -> None:
     """Feed a nested value to a digest: tensors by the CRC-32 of their bytes, the rest by its text; all with lengths."""
     if torch.is_tensor(value):
-        value = value.to_dense() if value.is_sparse else value
+        value = local(value.to_dense() if value.is_sparse else value)
         flat = value.detach().cpu().contiguous().reshape(-1)
         _put(digest, f"{value.dtype}{tuple(value.shape)}".encode())
         content = flat.view(torch.uint8).numpy().data if flat.numel() else b""

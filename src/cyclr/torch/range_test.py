@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
 from cyclr import checks
 from cyclr.curve import Curve
 from cyclr.range_test import Progress
 from cyclr.range_test import range_test as run_range_test
 from cyclr.schedules import Ramp
-from cyclr.torch.scheduler import MULTIPLIER
+from cyclr.torch.batches import batches_of, on_device
+from cyclr.torch.parallel import reshard
+from cyclr.torch.processes import Group, check_same, everywhere, group_of, listening, mean
+from cyclr.torch.scheduler import MULTIPLIER, innermost
 from cyclr.torch.state import restored
 
 BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Any]]]
 
 SKIPS = 20  # updates in a row that a GradScaler may skip before training counts as broken
-
-ONCE = "loader can be read only once (it is an iterator); give the list, loader or dataset behind it"
-EMPTY = "loader yielded no batch; is the data set empty, or smaller than a dropped last batch?"
 
 
 def range_test(
@@ -44,6 +42,8 @@ def range_test(
     validate_every: int | None = None,
     accumulation: int = 1,
     scaler: torch.amp.GradScaler | None = None,
+    clip: Callable[[], object] | None = None,
+    group: str | int | None = None,
     also: Sequence[Any] = (),
     progress: Progress | None = None,
     meta: Mapping[str, Any] | None = None,
@@ -52,6 +52,11 @@ def range_test(
 
     What is covered, and verified with a checksum (`curve.meta["state_checksum"]`), is listed at `restored`: it holds
     after a normal end, an exception, Ctrl-C and NaN. The copy of the state lies in CPU memory.
+
+    Where several processes train one model (DDP, FSDP2), call it in all of them, each with its share of the data. Every
+    value is then the mean over the processes, so all decide alike and get the same curve, to the bit. They are the ones
+    of DDP's own process group, or else all. When one raises an error or is lost, the others raise ProcessError, at the
+    latest after the group's timeout (`init_process_group(timeout=...)`), with their state restored.
 
     Args:
         model: trained as it is, in the train/eval mode that it is in.
@@ -67,14 +72,22 @@ def range_test(
             and a dict of metrics. Autocast goes in here. Then loss_fn may be None.
         validate: returns the accuracy on a fixed validation subset; measured every `validate_every` updates, in eval
             mode and without gradients. The curve is then about it, as in the paper.
-        accumulation: batches in one update; a point is a real update and its value the mean over its batches.
+        accumulation: batches in one update; a point is a real update and its value the mean over its batches. DDP
+            reduces gradients once in an update (`no_sync`), FSDP2 once in a batch.
         scaler: a GradScaler; updates that it skips are made again and are no points.
+        clip: called when the gradients of an update are complete (and unscaled), before the optimisers' step. A
+            training that clips bears larger rates, so its range test should clip too:
+            `clip=lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`.
+        group: raise the rate of this parameter group alone, known by its "name" (see `groups_by_depth`) or, without
+            one, by its number; the others stand still. The rates are its own, without its multiplier. By default all
+            rise in proportion.
         also: whatever else must be restored: generators of the data pipeline, averages of weights, schedulers.
         progress, meta: as in `cyclr.range_test`.
 
     Raises:
         ValueError: a frozen model, an optimiser without the model's parameters, an empty loader or one that can be
-            read only once, a loss that isn't one number.
+            read only once, a loss that isn't one number, processes that were called with different arguments.
+        ProcessError: another process stopped answering.
         RestoreError: something that isn't covered was changed.
 
     Example:
@@ -90,34 +103,63 @@ def range_test(
 
     Reference: Smith, arXiv 1506.01186, 3.3.
     """
-    optimizers: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    _check_trainable(model, optimizers)
+    given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    optimizers = [innermost(each) for each in given]
+    reshard(model)
+    check_trainable(model, optimizers)
     checks.whole("accumulation", accumulation, least=1)
     if loss_fn is None and batch_loss is None:
         raise ValueError("give loss_fn for batches (x, y), or batch_loss(model, batch) for any other batch")
-    if isinstance(loader, Iterator):
-        raise ValueError(ONCE)
     with_accuracy = metric == "accuracy" or validate is not None
     mean_loss = batch_loss or _loss_of_pairs(loss_fn, with_accuracy)  # type: ignore[arg-type]
     covered = [model, *optimizers, loader, *([scaler] if scaler is not None else []), *also]
-    update = _Update(model, optimizers, mean_loss, loader, accumulation, scaler)
-    with restored(*covered) as snapshot, closing(update):
+    processes = group_of(model)
+    update = _Update(model, optimizers, mean_loss, loader, accumulation, scaler, clip, processes)
+    names = [each.get("name", index) for index, each in enumerate(_groups(optimizers))]
+    if group is not None and group not in names:
+        raise ValueError(f"group must be one of {', '.join(map(repr, dict.fromkeys(names)))}, got {group!r}")
+    asked = {
+        "ramp": ramp if isinstance(ramp, Ramp) else None,
+        "steps": steps,
+        "metric": metric,
+        "validate_every": validate_every,
+        "accumulation": accumulation,
+        "validate is None": validate is None,
+        "scaler is None": scaler is None,
+        "group": group,
+    }
+    of_group = {} if group is None else {"group": group}
 
-        def reset() -> None:
-            snapshot.restore()
-            update.start_over()
+    def hold_others() -> None:  # taken back with all else
+        for name, each in zip(names, _groups(optimizers), strict=True):
+            if group is not None:
+                each[MULTIPLIER] = float(name == group)
 
-        return run_range_test(
-            update,
-            ramp,
-            steps=steps,
-            reset=reset,
-            metric=metric if validate is None else "accuracy",
-            validate=None if validate is None else _evaluating(model, validate),
-            validate_every=validate_every,
-            progress=progress,
-            meta={**(meta or {}), "state_checksum": snapshot.checksum},
-        )
+    with listening(processes):
+        check_same(asked, processes)
+        with restored(*covered) as saved, closing(update):
+
+            def reset() -> None:
+                saved.restore()
+                update.start_over()
+                hold_others()
+
+            hold_others()
+            return run_range_test(
+                update,
+                ramp,
+                steps=steps,
+                reset=reset,
+                metric=metric if validate is None else "accuracy",
+                validate=None if validate is None else evaluating(model, validate, processes),
+                validate_every=validate_every,
+                progress=progress,
+                meta={**(meta or {}), **of_group, "state_checksum": saved.checksum},
+            )
+
+
+def _groups(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
 
 
 class _Update:
@@ -131,17 +173,20 @@ class _Update:
         loader: Iterable[Any],
         accumulation: int,
         scaler: torch.amp.GradScaler | None,
+        clip: Callable[[], object] | None,
+        group: Group,
     ) -> None:
-        self.model, self.optimizers, self.mean_loss = model, optimizers, mean_loss
-        self.loader, self.accumulation, self.scaler = loader, accumulation, scaler
+        self.model, self.optimizers, self.mean_loss, self.group = model, optimizers, mean_loss, group
+        self.loader, self.accumulation, self.scaler, self.clip = loader, accumulation, scaler, clip
         self.groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.device = next(model.parameters()).device
-        self.batches = _batches(loader)
+        self.no_sync = getattr(model, "no_sync", nullcontext)  # DDP reduces gradients once per update
+        self.batches = batches_of(loader)
 
     def start_over(self) -> None:
         """Read the data from the start again."""
         self.close()
-        self.batches = _batches(self.loader)
+        self.batches = batches_of(self.loader)
 
     def close(self) -> None:
         """Let the loader's workers go."""
@@ -153,7 +198,7 @@ class _Update:
             # Not in place: groups may share one tensor, and each has a multiplier of its own.
             group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
         for _ in range(SKIPS):
-            metrics = self._accumulate()
+            metrics = mean(self._accumulate(), self.group)
             if any(math.isnan(value) for value in metrics.values()) or self._apply():
                 return metrics
         return dict.fromkeys(metrics, float("nan"))  # the scaler finds no scale at which gradients are finite
@@ -161,20 +206,26 @@ class _Update:
     def _accumulate(self) -> dict[str, float]:
         seen: list[dict[str, Any]] = []
         for part in range(self.accumulation):
-            batch = _to(next(self.batches), self.device)
+            batch = on_device(next(self.batches), self.device)
             if part == 0:  # as late as can be, as in a loop by hand: memory that was just freed is used again at once
                 for optimizer in self.optimizers:
                     optimizer.zero_grad(set_to_none=True)
-            result = self.mean_loss(self.model, batch)
-            loss, metrics = result if isinstance(result, tuple) else (result, {})
-            _check_loss(loss)
-            share = loss / self.accumulation if self.accumulation > 1 else loss
-            (share if self.scaler is None else self.scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
+            with nullcontext() if part == self.accumulation - 1 else self.no_sync():
+                result = self.mean_loss(self.model, batch)
+                loss, metrics = result if isinstance(result, tuple) else (result, {})
+                _check_loss(loss)
+                share = loss / self.accumulation if self.accumulation > 1 else loss
+                (share if self.scaler is None else self.scaler.scale(share)).backward()  # type: ignore[no-untyped-call]
             seen.append({"loss": loss.detach(), **metrics})
         return {name: sum(float(each[name]) for each in seen) / len(seen) for name in seen[0]}
 
     def _apply(self) -> bool:
-        """Make the update; False if the scaler skipped it because gradients overflowed."""
+        """Make the update; False if the scaler skipped it, in any process, because gradients overflowed."""
+        if self.clip is not None:
+            if self.scaler is not None:
+                for optimizer in self.optimizers:
+                    self.scaler.unscale_(optimizer)
+            self.clip()
         if self.scaler is None:
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -183,7 +234,7 @@ class _Update:
         for optimizer in self.optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        return everywhere(self.scaler.get_scale() >= before, self.group)
 
 
 def _loss_of_pairs(loss_fn: Callable[[Any, Any], Tensor], with_accuracy: bool) -> BatchLoss:
@@ -208,36 +259,7 @@ def _loss_of_pairs(loss_fn: Callable[[Any, Any], Tensor], with_accuracy: bool) -
     return batch_loss
 
 
-def _batches(loader: Iterable[Any]) -> Generator[Any]:
-    """Batches without end. The first one is taken only when it is needed, inside the restoration."""
-    if isinstance(loader, DataLoader):  # its own running workers stay untouched
-        loader = copy.copy(loader)
-        loader.__dict__["_iterator"] = None
-    passes = 0
-    while True:
-        empty = True
-        for batch in loader:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(ONCE if passes else EMPTY)
-        passes += 1
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    """The batch on the model's device, whatever its structure."""
-    if torch.is_tensor(batch):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if type(batch) in (tuple, list):
-        return type(batch)([_to(each, device) for each in batch])
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*[_to(each, device) for each in batch])
-    if isinstance(batch, Mapping):
-        return {key: _to(each, device) for key, each in batch.items()}
-    return batch
-
-
-def _evaluating(model: nn.Module, validate: Callable[[], float]) -> Callable[[], float]:
+def evaluating(model: nn.Module, validate: Callable[[], float], group: Group) -> Callable[[], float]:
     """`validate` in eval mode and without gradients; then every module is back in its own mode."""
 
     def measured() -> float:
@@ -245,7 +267,7 @@ def _evaluating(model: nn.Module, validate: Callable[[], float]) -> Callable[[],
         model.eval()
         try:
             with torch.no_grad():
-                return float(validate())
+                return mean({"validation": float(validate())}, group)["validation"]
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -253,7 +275,8 @@ def _evaluating(model: nn.Module, validate: Callable[[], float]) -> Callable[[],
     return measured
 
 
-def _check_trainable(model: nn.Module, optimizers: list[Any]) -> None:
+def check_trainable(model: nn.Module, optimizers: list[Any]) -> None:
+    """Whether there is something to train, by optimisers whose every update has a rate."""
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise ValueError("the model has lazy parameters without a shape yet; run one batch through it first")
     free = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}

@@ -7,16 +7,26 @@ import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cyclr.torch.checksum import accelerators, checksum, generators, rng_state, tensors
-
-Undo: TypeAlias = Callable[[], object]
+from cyclr.torch.checksum import accelerators, checksum, generators, has_state, rng_state, tensors
+from cyclr.torch.parallel import (
+    REDUCER,
+    Undo,
+    check_reduced,
+    free_gathered,
+    fsdp_states,
+    keep_reducers,
+    local,
+    reshard,
+    sharded_like,
+)
 
 
 class RestoreError(RuntimeError):
@@ -24,7 +34,20 @@ class RestoreError(RuntimeError):
 
 
 @contextmanager
-def restored(*objects: Any, verify: bool = True) -> Iterator[Snapshot]:
+def attributes_kept(*things: Any) -> Iterator[None]:
+    """Afterwards every attribute of these is the object that it was."""
+    kept = [(vars(thing), dict(vars(thing))) for thing in things]
+    try:
+        yield
+    finally:
+        for now, before in kept:
+            for name in now.keys() - before.keys():
+                del now[name]
+            now.update(before)
+
+
+@contextmanager
+def restored(*objects: Any, verify: bool = True) -> Iterator[SavedState]:
     """Whatever happens inside, afterwards everything is bit for bit as it was: after an exception and Ctrl-C too.
 
     Args:
@@ -36,14 +59,20 @@ def restored(*objects: Any, verify: bool = True) -> Iterator[Snapshot]:
 
     The random number generators of Python, NumPy, torch and its accelerators are always restored. The copy lies in
     CPU memory: no accelerator memory, and on the CPU one copy of the state. Not covered: what happens inside the
-    objects that a module keeps in plain attributes (a list that grows), the generators of running loader workers,
-    and files.
+    objects that a module keeps in plain attributes (but lists, dicts and sets hold what they held), the generators of
+    running loader workers, and files.
+
+    Under DDP and FSDP2 each process restores its own part, shards included, and calls no other: one may be gone. The
+    checksum is of that part. Even a forward or backward that was cut off leaves a model that can train, to the same
+    bits; except that a DDP module with a communication hook and three processes or more may add up its very first
+    gradients in another order. Such a hook's own state is not covered.
 
     Yields:
-        The snapshot, whose `checksum` (SHA-256, hexadecimal) can be printed and whose `restore()` goes back early.
+        The saved state, whose `checksum` (SHA-256, hexadecimal) can be printed and whose `restore()` goes back early.
 
     Raises:
-        RestoreError: the checksum afterwards is another.
+        RestoreError: the checksum afterwards is another; if an exception ends it, this is a note on that.
+        ValueError: an FSDP2 module holds gradients that are not reduced over the processes yet.
 
     Example:
         >>> import torch
@@ -55,19 +84,20 @@ def restored(*objects: Any, verify: bool = True) -> Iterator[Snapshot]:
         >>> torch.equal(before, net.weight)
         True
     """
-    snapshot = Snapshot(objects)
+    saved = SavedState(objects)
     try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-        if verify and (now := snapshot.current_checksum()) != snapshot.checksum:
-            raise RestoreError(
-                f"the state before had checksum {snapshot.checksum[:12]}, now it is {now[:12]}: "
-                "a load_state_dict did not bring back what its state_dict gave, or something else was changed"
-            )
+        yield saved
+    except BaseException as error:
+        saved.restore()
+        if verify and (trouble := saved.trouble()):
+            error.add_note(f"RestoreError: {trouble}")  # which must not hide it
+        raise
+    saved.restore()
+    if verify and (trouble := saved.trouble()):
+        raise RestoreError(trouble)
 
 
-class Snapshot:
+class SavedState:
     """What `restored` keeps: call `restore()` as often as you like, print `checksum`."""
 
     def __init__(self, objects: Iterable[Any]) -> None:
@@ -81,6 +111,16 @@ class Snapshot:
         with ExitStack() as stack:
             for undo in self._undos:
                 stack.callback(undo)
+
+    def trouble(self) -> str | None:
+        """What is wrong if the state now is not the one that was kept."""
+        now = self.current_checksum()
+        if now == self.checksum:
+            return None
+        return (
+            f"the state before had checksum {self.checksum[:12]}, now it is {now[:12]}: "
+            "a load_state_dict did not bring back what its state_dict gave, or something else was changed"
+        )
 
     def current_checksum(self) -> str:
         """SHA-256 of the state as it is now: parameters, buffers, gradients, optimisers, generators, the rest."""
@@ -101,7 +141,7 @@ def _keeper(thing: Any) -> Callable[[Any], Undo]:
         return lambda r: _later(lambda state: setattr(r.bit_generator, "state", state), r.bit_generator.state)
     if isinstance(thing, torch.amp.GradScaler):  # its state_dict leaves out what was unscaled since the last update
         return lambda scaler: _keep(vars(scaler))
-    if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
+    if has_state(thing) and hasattr(thing, "load_state_dict"):
         return _keep_stateful
     if generators(thing) or isinstance(thing, Iterable):
         return _keep_loader
@@ -118,7 +158,7 @@ def _later(function: Callable[[Any], object], state: Any) -> Undo:
 def _keep(value: Any) -> Callable[[], Any]:
     """A function that returns `value` with the content it has now: the same object, where it can be written into."""
     if torch.is_tensor(value):
-        kept = value.detach().to("cpu", copy=True)
+        kept = _copy(value)
         return lambda: _write(value, kept)
     if isinstance(value, dict):
         items = {key: _keep(each) for key, each in value.items()}
@@ -130,14 +170,20 @@ def _keep(value: Any) -> Callable[[], Any]:
     return lambda: copy.deepcopy(copied)
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    """This process's part of it, in CPU memory."""
+    return local(tensor).detach().to("cpu", copy=True)
+
+
 def _write(tensor: Tensor, kept: Tensor) -> Tensor:
     if tensor.is_sparse:
         return kept.to(tensor.device, copy=True)
-    expanded = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    if expanded or tensor.shape != kept.shape or tensor.dtype != kept.dtype:
-        tensor.data = kept.to(tensor.device, copy=True)
+    own = local(tensor)
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(own.stride(), own.shape, strict=True))
+    if expanded or own.shape != kept.shape or own.dtype != kept.dtype:
+        own.data = kept.to(own.device, copy=True)
     else:
-        tensor.detach().copy_(kept)
+        own.detach().copy_(kept)
     return tensor
 
 
@@ -156,24 +202,35 @@ def _rewrite(value: Any, parts: list[Any]) -> Any:
 
 
 def _keep_attributes(thing: Any) -> Undo:
-    """Which object each attribute is, and which ones its dicts hold: hooks, parameters, buffers, submodules."""
-    kept = dict(vars(thing))
+    """Which object each attribute is, and which ones its dicts, lists and sets hold: hooks, parameters, submodules."""
+    others = REDUCER if isinstance(thing, DistributedDataParallel) else ()
+    kept = {name: value for name, value in vars(thing).items() if name not in others}
     dicts = [(value, dict(value)) for value in kept.values() if isinstance(value, dict)]
+    lists = [(value, list(value)) for value in kept.values() if isinstance(value, (list, set))]
 
     def undo() -> None:
-        _refill(vars(thing), kept)
-        for value, items in dicts:
-            _refill(value, items)
+        _refill(vars(thing), {**kept, **{name: vars(thing)[name] for name in others if name in vars(thing)}})
+        for mapping, items in dicts:
+            _refill(mapping, items)
+        for holder, members in lists:
+            if len(holder) != len(members) or any(now is not each for now, each in zip(holder, members, strict=True)):
+                holder.clear()
+                (holder.update if isinstance(holder, set) else holder.extend)(members)
 
     return undo
 
 
 def _keep_module(module: nn.Module) -> Undo:
-    attributes = [_keep_attributes(each) for each in module.modules()]
+    reshard(module)
+    sharded = fsdp_states(module)
+    check_reduced(sharded)
+    attributes = [_keep_attributes(each) for each in (*sharded, *module.modules())]
+    reducers = keep_reducers(module)
     kept = [(tensor, tensor.requires_grad, _keep(tensor), _keep_gradient(tensor)) for tensor in tensors(module)]
 
     def undo() -> None:
-        for restore in attributes:
+        free_gathered(sharded)
+        for restore in (*attributes, *reducers):
             restore()
         for tensor, requires_grad, content, gradient in kept:
             content()
@@ -192,11 +249,11 @@ def _keep_gradient(tensor: Tensor) -> Callable[[], Tensor | None]:
     """
     if not tensor.is_leaf or tensor.grad is None:
         return lambda: None
-    kept, original = tensor.grad.detach().to("cpu", copy=True), weakref.ref(tensor.grad)
+    kept, original, sharded = _copy(tensor.grad), weakref.ref(tensor.grad), sharded_like(tensor.grad)
 
     def back() -> Tensor:
         gradient = original()
-        return kept.to(tensor.device, copy=True) if gradient is None else _write(gradient, kept)
+        return sharded(kept.to(tensor.device, copy=True)) if gradient is None else _write(gradient, kept)
 
     return back
 
@@ -204,15 +261,18 @@ def _keep_gradient(tensor: Tensor) -> Callable[[], Tensor | None]:
 def _keep_optimizer(optimizer: Optimizer) -> Undo:
     attributes = _keep_attributes(optimizer)
     state = _keep(optimizer.state)
-    groups = [(each, each["params"], list(each["params"]), _keep(_numbers(each))) for each in optimizer.param_groups]
+    groups = [
+        (each, dict.fromkeys(each), each["params"], list(each["params"]), _keep(_numbers(each)))
+        for each in optimizer.param_groups
+    ]
 
     def undo() -> None:
         attributes()
         state()
         optimizer.param_groups[:] = [group for group, *_ in groups]
-        for group, params, members, numbers in groups:
+        for group, order, params, members, numbers in groups:
             params[:] = members
-            _refill(group, {"params": params, **numbers()})
+            _refill(group, {**order, "params": params, **numbers()})  # "params" is last after a load_state_dict
 
     return undo
 
@@ -232,6 +292,9 @@ def _keep_stateful(thing: Any) -> Undo:
 
 def _keep_loader(loader: Any) -> Undo:
     undos = [_keep_generator(generator) for generator in generators(loader)]
+    if (accelerate := getattr(loader, "gradient_state", None)) is not None:  # knows which loader is being read
+        read = list(accelerate.dataloader_references)
+        undos.append(lambda: setattr(accelerate, "dataloader_references", read))
     return lambda: [undo() for undo in undos]
 
 

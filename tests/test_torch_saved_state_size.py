@@ -1,10 +1,10 @@
-"""What a snapshot costs: one copy of the state, and nothing more when it is put back."""
+"""What saving the state costs: one copy of the state, and nothing more when it is put back."""
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclr.torch import Snapshot
+from cyclr.torch import SavedState
 
 
 class Allocated(TorchDispatchMode):
@@ -31,8 +31,8 @@ def test_the_copy_is_as_large_as_the_state_and_no_larger():
     state = [*net.parameters(), *net.buffers(), *(p.grad for p in net.parameters())]
     state += [slot for slots in optimizer.state.values() for slot in slots.values()]
     with Allocated() as allocated:
-        snapshot = Snapshot([net, optimizer])
+        saved = SavedState([net, optimizer])
     assert allocated.most == sum(tensor.numel() * tensor.element_size() for tensor in state)
     with Allocated() as allocated:
-        snapshot.restore()
+        saved.restore()
     assert allocated.most == 0

@@ -1,0 +1,130 @@
+"""Sweeps on Ray: many runs at once, on this machine or a cluster. Workers that are lost have their runs made again."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import ray
+except ImportError:
+    raise ImportError("a sweep on Ray needs one package more: pip install 'cyclr[ray]'") from None
+
+RETRIES = 5  # of a run whose worker was lost
+ANSWER_SECONDS = 5.0
+OBJECT_STORE = 500 * 2**20  # bytes of shared memory that a cluster of our own takes
+
+
+def spread(
+    function: Callable[..., Any],
+    shared: Any,
+    jobs: Sequence[Mapping[str, Any]] | None,
+    *,
+    on: str = "ray",
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+) -> Iterator[tuple[int, Any]]:
+    """`function(shared, **job)` for every job, placed where its CPUs and GPUs are free; (number, result) as they end.
+
+    Args:
+        function, jobs: what is done; None for as many jobs `{}` as the cluster has room for.
+        shared: sent once to each machine, such as a task with its data.
+        on: "ray" for a cluster of this machine's cores, or the one that RAY_ADDRESS names; "ray:HOST:PORT" for
+            another, "ray:auto" for one that runs on this machine, "ray://HOST:PORT" through Ray's client.
+        cpus, gpus: what one job needs. It has as many threads as CPUs.
+
+    Raises:
+        ValueError: an unknown `on`, or nobody answers there.
+        Exception: what a job raised, once all others have ended.
+    """
+    with _cluster(on):
+        if jobs is None:
+            free = ray.cluster_resources()
+            room = [free.get("CPU", 0) / cpus if cpus else 1, free.get("GPU", 0) / gpus if gpus else 2**20]
+            jobs = [{}] * max(1, int(min(room)))
+        _send_task_files()
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_job)
+        kept = ray.put((function, shared))
+        pending = {remote.remote(kept, max(1, int(cpus)), dict(job)): number for number, job in enumerate(jobs)}
+        trouble: Exception | None = None
+        while pending:
+            (ended,), _ = ray.wait(list(pending), num_returns=1)
+            number = pending.pop(ended)
+            try:
+                yield number, ray.get(ended)
+            except ray.exceptions.RayError as error:
+                lost = RuntimeError(f"a run's worker was lost {RETRIES + 1} times ({error}); has it enough memory?")
+                trouble = trouble or getattr(error, "cause", None) or lost
+        if trouble is not None:
+            raise trouble
+
+
+def _job(kept: tuple[Callable[..., Any], Any], threads: int, job: Mapping[str, Any]) -> Any:
+    """One job, in a worker of Ray's."""
+    torch.set_num_threads(threads)
+    function, shared = kept
+    return function(shared, **job)
+
+
+@contextmanager
+def _cluster(on: str) -> Iterator[None]:
+    """Connected to the cluster; one that was connected before stays so."""
+    address = address_of(on)
+    if ray.is_initialized():
+        yield
+        return
+    own = [path for path in sys.path if path and not path.startswith((sys.prefix, sys.base_prefix))]
+    quiet: dict[str, Any] = {
+        "logging_level": "ERROR",
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}},  # what is imported here can be there
+    }
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+    else:
+        _check_answers(address)
+        ray.init(address=address, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()  # only disconnects from a cluster that isn't ours; its jobs end then
+
+
+def address_of(on: str) -> str | None:
+    """Ray's address in `on`; None for a cluster of our own."""
+    if on == "ray":
+        return os.environ.get("RAY_ADDRESS")
+    if re.fullmatch(r"ray:(auto|[^/\s:]+:\d+)", on):
+        return on.removeprefix("ray:")
+    if re.fullmatch(r"ray://[^/\s:]+:\d+", on):
+        return on
+    raise ValueError(f"on must be local, ray, ray:auto, ray:HOST:PORT or ray://HOST:PORT, got {on!r}")
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # auto
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {host}:{port} ({error}); is its head node running?") from None
+
+
+def _send_task_files() -> None:
+    """Have the code of a user's task file, and of the files beside it, sent along: workers cannot import them."""
+    files = {name: Path(str(getattr(module, "__file__", None))) for name, module in list(sys.modules.items())}
+    folders = {path.parent for name, path in files.items() if name.startswith("cyclr_task_")}
+    for name, path in files.items():
+        if path.parent in folders:
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])

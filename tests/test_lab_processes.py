@@ -1,0 +1,176 @@
+"""The command under torchrun: real gloo groups on this machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TASK = str(Path(__file__).parent / "tiny_task.py")
+RUN = ["train", TASK, "--base-lr", "0.02", "--max-lr", "0.2"]
+SECONDS = 200
+
+
+def torchrun(processes, *arguments, cwd, **popen):
+    """The command on so many processes, whatever becomes of them within a while."""
+    options = [f"--nproc-per-node={processes}"] if isinstance(processes, int) else processes
+    command = [sys.executable, "-m", "torch.distributed.run", *options]
+    if isinstance(processes, int):
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "-m", "cyclr", *map(str, arguments)], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen,
+    )  # fmt: skip
+
+
+def done(process):
+    output, errors = process.communicate(timeout=SECONDS)
+    return process.returncode, output, errors
+
+
+def alone(*arguments, cwd):
+    command = [sys.executable, "-m", "cyclr", *map(str, arguments)]
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    (path,) = (folder / "weights").iterdir()
+    return path.read_bytes()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run on two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, output, errors = done(torchrun(2, *RUN, "--steps", 3000, "--json", "--out", folder, cwd=folder))
+    assert code == 0, errors
+    return folder, json.loads(output)
+
+
+def test_two_processes_leave_one_record_and_one_output(whole):
+    folder, record = whole
+    assert records(folder) == [record]
+    assert record["hardware"]["processes"] == 2
+    assert record["result"]["status"] == "done"
+
+
+def test_two_processes_learn_what_one_learns(whole, tmp_path):
+    _folder, record = whole
+    one = json.loads(alone(*RUN, "--steps", 3000, "--json", "--out", tmp_path, cwd=tmp_path))
+    assert one["run"] == record["run"]
+    assert record["result"]["test"] == pytest.approx(one["result"]["test"], abs=0.05)
+    first, other = (each["result"]["history"][0]["loss"] for each in (one, record))
+    assert other == pytest.approx(first, rel=0.2)
+    assert first != other  # dropout differs
+
+
+def test_a_process_that_dies_is_started_again_with_the_others_and_they_reach_the_same_bits(whole, tmp_path):
+    folder, record = whole
+    arguments = [*RUN, "--steps", 3000, "--json", "--checkpoint-seconds", 0, "--out", tmp_path]
+    # The agent looks every 3 seconds, so that it doesn't end the other process before that has said what it saw.
+    agent = ["--nproc-per-node=2", "--max-restarts=1", "--monitor-interval=3", *rendezvous()]
+    process = torchrun(agent, *arguments, cwd=tmp_path)
+    checkpoint = tmp_path / "checkpoints"
+    until(lambda: list(checkpoint.glob("[!.]*.safetensors")), process)
+    os.kill(worker(process.pid, rank=1), signal.SIGKILL)
+    code, _output, errors = done(process)
+    assert code == 0, errors
+    assert "another process of this run stopped answering" in errors
+    assert [each["run"] for each in records(tmp_path)] == [record["run"]]
+    assert records(tmp_path)[0]["result"]["history"] == record["result"]["history"]
+    assert weights(tmp_path) == weights(folder)
+
+
+def rendezvous():
+    return ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+
+
+def until(condition, process):
+    for _ in range(20 * SECONDS):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def worker(agent, rank):
+    """The process that torchrun started as this rank."""
+    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        if f"\0RANK={rank}\0" in "\0" + Path(f"/proc/{child}/environ").read_text():
+            return int(child)
+    raise ProcessLookupError
+
+
+def test_two_nodes_are_one_job(whole, tmp_path):
+    """Two agents, as on two machines, that meet on the loopback address."""
+    folder, _record = whole
+    node = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=cyclr", *rendezvous()]
+    agents = [torchrun(node, *RUN, "--steps", 3000, "--json", "--out", tmp_path, cwd=tmp_path) for _ in range(2)]
+    outcomes = [done(agent) for agent in agents]
+    assert [code for code, *_ in outcomes] == [0, 0], outcomes
+    assert sorted(len(output) > 2 for _, output, _ in outcomes) == [False, True]
+    assert len(records(tmp_path)) == 1
+    assert weights(tmp_path) == weights(folder)
+
+
+def test_find_and_compare_on_two_processes(tmp_path):
+    arguments = [TASK, "--seeds", 2, "--out", tmp_path, "--json"]
+    code, output, errors = done(torchrun(2, "find", *arguments, "--end-lr", 3, "--steps", 200, cwd=tmp_path))
+    assert code == 0, errors
+    found = json.loads(output)
+    assert json.loads((tmp_path / "bounds.json").read_text())["max_lr"] == found["max_lr"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "bounds.json", "curve.json", "curve-seed1.json", "range_test.png",
+    }  # fmt: skip
+
+    range_ = ["--base-lr", 0.02, "--max-lr", 0.2] if found["status"] != "ok" else []
+    code, output, errors = done(torchrun(2, "compare", *arguments, *range_, "--epochs", 8, cwd=tmp_path))
+    assert code == 0, errors
+    assert len(records(tmp_path)) == 6
+    assert len(json.loads(output)["rows"]) == 3
+    assert (tmp_path / "report.html").exists()
+
+
+def test_wrong_input_is_told_once(tmp_path):
+    code, output, errors = done(torchrun(3, *RUN, "--steps", 10, "--out", tmp_path, cwd=tmp_path))
+    assert code == 1  # torchrun's
+    assert output.count("triangular: 6 updates") == 1
+    assert errors.count("cyclr: a batch of 20 examples cannot be shared equally by 3 processes") == 1
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_process_has_left_its_group_when_python_ends(tmp_path):
+    """Threads of a group that is still there abort the process now and then."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import atexit\n"
+        "import torch.distributed as dist\n"
+        "atexit.register(lambda: print('in a group:', dist.is_initialized(), flush=True))  # the last to be called\n"
+        "from cyclr.lab.processes import count\n"
+        "assert count() == 2 and dist.is_initialized()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    ended = subprocess.run(
+        [*command, "--rdzv-endpoint=127.0.0.1:0", script], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("in a group: False") == 2

@@ -1,0 +1,140 @@
+"""Sweeps on Ray: a real cluster of two worker nodes, one of which is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny_queue
+from cyclr.lab import compare, load_task, read_records
+from cyclr.lab.on_ray import address_of, spread
+from run import Queue, spread_over
+
+ray = pytest.importorskip("ray")
+
+TASK = Path(__file__).parent / "tiny_task.py"
+SETTINGS = {"policies": ["fixed", "triangular"], "seeds": (0, 1), "epochs": 16}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that does no work itself, and two nodes with a core each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    options = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
+    nodes = [cluster.add_node(num_cpus=1, **options) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield cluster, nodes
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def on(cluster):
+    return f"ray:{cluster[0].address}"
+
+
+def square(shared, number):
+    return shared["factor"] * number**2
+
+
+def test_results_come_with_their_jobs_number(on):
+    found = dict(spread(square, {"factor": 2}, [{"number": n} for n in (5, 3, 1)], on=on))
+    assert found == {0: 50, 1: 18, 2: 2}
+
+
+def killing_itself(folder, number):
+    mark = folder / f"tried-{number}"
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_job_whose_worker_is_killed_is_done_again(on, tmp_path):
+    found = dict(spread(killing_itself, tmp_path, [{"number": n} for n in range(3)], on=on))
+    assert found == {0: 0, 1: 1, 2: 2}
+    assert (tmp_path / "tried-1").exists()
+
+
+def failing(folder, number):
+    if number == 0:
+        raise OSError("this run's own trouble")
+    time.sleep(0.2)
+    (folder / str(number)).touch()
+    return number
+
+
+def test_an_error_of_one_job_is_raised_when_the_others_have_ended(on, tmp_path):
+    found = []
+    with pytest.raises(OSError, match="this run's own trouble"):
+        found += [number for number, _ in spread(failing, tmp_path, [{"number": n} for n in range(3)], on=on)]
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_there_are_as_many_jobs_as_the_cluster_has_room_for(on):
+    assert len(list(spread(lambda shared: None, None, None, on=on, cpus=1.0))) == 2
+    assert len(list(spread(lambda shared: None, None, None, on=on, cpus=0.5))) == 4
+
+
+def test_the_records_are_those_of_a_local_comparison_though_a_node_is_killed(cluster, on, tmp_path):
+    """The task is a user's file, which no worker can import."""
+    whole, nodes = cluster
+    task = load_task(str(TASK), {})
+    local = compare(task, 0.02, 0.2, tmp_path / "local", **SETTINGS)
+
+    def kill():
+        while not (tmp_path / "ray" / "records.jsonl").exists():
+            time.sleep(0.02)
+        whole.remove_node(nodes[0], allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    records = compare(task, 0.02, 0.2, tmp_path / "ray", on=on, **SETTINGS)
+    killer.join(30)
+    assert not killer.is_alive()
+    assert [each["run"] for each in records] == [each["run"] for each in local]
+    for ours, theirs in zip(records, local, strict=True):
+        assert ours["result"]["history"] == theirs["result"]["history"]
+        assert ours["result"]["test"] == theirs["result"]["test"]
+    assert sorted(each["run"] for each in read_records(tmp_path / "ray")) == sorted(each["run"] for each in local)
+
+
+def test_the_experiments_queue_is_worked_on_by_the_whole_cluster(on, tmp_path):
+    queue = Queue([tiny_queue.table()], root=tmp_path)
+    spread_over(on, queue, cpus=1.0, gpus=0.0)
+    assert queue.failed == {}
+    assert queue.left() == []
+    assert len(read_records(tmp_path / "tiny")) == len(queue.order())
+
+
+def test_the_command_makes_a_cluster_of_its_own_and_prints_one_object(tmp_path):
+    arguments = ["compare", str(TASK), "--base-lr", "0.02", "--max-lr", "0.2", "--epochs", "8", "--seeds", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run(
+        [sys.executable, "-m", "cyclr", *arguments, "--on", "ray", "--json", "--out", str(tmp_path)],
+        capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}, timeout=200,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["rows"]) == 3
+    assert len(read_records(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("on", ["rays", "ray:", "ray:host", "ray:host:port", "ray//host:1", "ray://host", ""])
+def test_an_unknown_place_is_refused(on):
+    with pytest.raises(ValueError, match=r"on must be local, ray, ray:auto, ray:HOST:PORT or ray://HOST:PORT"):
+        address_of(on)
+
+
+def test_nobody_there_is_told_at_once():
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"no Ray cluster answers at 127.0.0.1:9 .*is its head node running"):
+        list(spread(square, None, [], on="ray:127.0.0.1:9"))
+    assert time.monotonic() - started < 10
