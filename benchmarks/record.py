@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import importlib.metadata
 import json
 import os
 import statistics
@@ -84,9 +85,16 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def main(
-    name: str, description: str | None, measure: Callable[[argparse.Namespace], list[Row]], **options: Any
+    name: str,
+    description: str | None,
+    measure: Callable[[argparse.Namespace], list[Row]],
+    packages: Sequence[str] = (),
+    **options: Any,
 ) -> None:
-    """Run a benchmark as a command: `options` are further arguments, name to argparse's keywords."""
+    """Run a benchmark as a command: `options` are further arguments, name to argparse's keywords.
+
+    `packages` are those whose versions matter beside the ones that every record names.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=FOLDER / f"{name}.json", help="where the record goes")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1, since several wait for each other")
@@ -97,25 +105,26 @@ def main(
     rows = measure(arguments)
     for each in rows:
         print(f"{each['what']}: {text_of(each)}")
-    content = json.dumps({"name": name, "rows": rows, **circumstances(name)}, indent=2)
+    content = json.dumps({"name": name, "rows": rows, **circumstances(name, packages)}, indent=2)
     write_atomically(arguments.json, f"{content}\n".encode())
 
 
 def text_of(each: Mapping[str, Any]) -> str:
     """A row in words."""
-    form = "{:.0f}" if each["unit"] == "ms" else "{:.3g}" if each["unit"] == "s" else "{:.3f}"
+    form = "{:.0f}" if each["unit"] in ("ms", "") else "{:.3g}" if each["unit"] == "s" else "{:.3f}"
     median, low, high = (form.format(each[key]) for key in ("median", "min", "max"))
     target = "no target"
     if each["target"] is not None:
         ((kind, limit),) = each["target"].items()
         target = f"target {kind.replace('_', ' ')} {limit:g}, {'met' if each['met'] else 'MISSED'}"
-    return f"{median} {each['unit']} ({low} to {high}, n = {each['repetitions']}), {target}"
+    value = f"{median} {each['unit']}".strip()
+    return f"{value} ({low} to {high}, n = {each['repetitions']}), {target}"
 
 
-def circumstances(name: str) -> dict[str, Any]:
+def circumstances(name: str, packages: Sequence[str]) -> dict[str, Any]:
     """What is needed to believe a number: versions, hardware, date and command."""
     return {
-        "versions": versions(),
+        "versions": versions() | {each: importlib.metadata.version(each) for each in packages},
         "hardware": hardware(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python", f"benchmarks/{name}.py", *_public(sys.argv[1:])]),

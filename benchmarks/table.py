@@ -18,7 +18,16 @@ from cyclr.files import write_atomically
 from cyclr.lab.pages import with_part
 from record import FOLDER
 
-NAMES = ("scheduler_step", "range_test_cost", "throughput", "start_up", "demo")
+NAMES = (
+    "scheduler_step",
+    "range_test_cost",
+    "throughput",
+    "start_up",
+    "demo",
+    "adapters",
+    "snapshot_cost",
+    "hundred_range_tests",
+)
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -41,12 +50,13 @@ def line(each: Mapping[str, Any]) -> str:
         ((kind, limit),) = each["target"].items()
         target = f"{kind.replace('_', ' ')} {limit:g}"
     met = {None: "", True: "yes", False: "**no**"}[each["met"]]
-    return f"| {each['what']} | {median} {each['unit']} ({spread}) | {target} | {met} |"
+    value = f"{median} {each['unit']}".strip()
+    return f"| {each['what']} | {value} ({spread}) | {target} | {met} |"
 
 
 def number(value: float, unit: str) -> str:
     """As many digits as the target is told by."""
-    digits = 0 if unit == "ms" else 2 if unit == "s" else 3 if value < 2 else 2 if value < 10 else 1
+    digits = 0 if unit in ("ms", "") else 2 if unit == "s" else 3 if value < 2 else 2 if value < 10 else 1
     return f"{value:.{digits}f}"
 
 

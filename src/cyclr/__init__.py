@@ -24,6 +24,7 @@ from cyclr.policies import (
 from cyclr.range_test import range_test
 from cyclr.schedules import Cycle, Schedule
 from cyclr.stages import schedule_from_dict
+from cyclr.stopping import reason_to_stop
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "plan",
     "ramp",
     "range_test",
+    "reason_to_stop",
     "schedule_from_dict",
     "stages",
     "triangular",

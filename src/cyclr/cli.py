@@ -1,8 +1,7 @@
-"""The command: what each word does, and the files it leaves. How it talks: console.py."""
+"""The command: what each word does. How it talks: console.py; the files that it leaves: results.py."""
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -12,13 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 try:
     import typer
 
-    from cyclr.console import FAILED, WRONG_INPUT, bar, notes, print_json, print_table, run, say_bounds, stop
+    from cyclr.console import (
+        FAILED,
+        WRONG_INPUT,
+        bar,
+        notes,
+        print_ensemble,
+        print_json,
+        print_table,
+        run,
+        say_bounds,
+        stop,
+    )
 except ImportError:
     sys.exit("the cyclr command needs a few packages more: pip install 'cyclr[lab]'")
 
 if TYPE_CHECKING:
     from cyclr.bounds import Bounds
-    from cyclr.curve import Curve
     from cyclr.lab.records import Record
     from cyclr.lab.task import Task
 
@@ -32,8 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the learning-rate range that a network can use, cycle the rate through it, see whether that won.\n\n"
-    "TASK is a built-in name ([bold]digits[/], [bold]cifar10-caffe[/]) or [bold]file.py[:function][/] that returns a "
-    "cyclr.lab.Task. Start with [bold]cyclr demo[/]; then [bold]cyclr find TASK[/], [bold]cyclr compare TASK[/].",
+    "TASK is a built-in name ([bold]digits[/], [bold]cifar10-caffe[/], [bold]googlenet-pneumonia[/]) or "
+    "[bold]file.py[:function][/] that returns a cyclr.lab.Task. Start with [bold]cyclr demo[/]; then "
+    "[bold]cyclr find TASK[/], [bold]cyclr compare TASK[/].",
 )
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A built-in task, or file.py[:function].")]
@@ -100,6 +110,15 @@ def train(
     data_dir: DataDir = None,
     precision: Precision = None,
     accumulation: Annotated[int, typer.Option(help="Batches in one update.")] = 1,
+    seconds: Annotated[
+        float | None, typer.Option(help="Wall-clock budget: stop at the last cycle's end that fits into it.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop at a cycle's end after so many cycles without a better validation metric.")
+    ] = None,
+    snapshots: Annotated[
+        int | None, typer.Option(help="Keep the weights of the last so many cycles' ends, for cyclr ensemble.")
+    ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -120,7 +139,9 @@ def train(
     with bar(quiet=as_json) as bars:
         record = run_one(
             loaded, planned.schedule, planned.total_steps, folder, policy=policy, seed=seed, precision=precision,
-            accumulation=accumulation, checkpoint_seconds=checkpoint_seconds, progress=bars(f"{policy}, seed {seed}"),
+            accumulation=accumulation, stop="budget" if seconds is None and patience is None else "cycle_end",
+            seconds=seconds, patience=patience, snapshots=snapshots, checkpoint_seconds=checkpoint_seconds,
+            progress=bars(f"{policy}, seed {seed}"),
         )  # fmt: skip
     if as_json:
         print_json(record)
@@ -130,6 +151,10 @@ def train(
             f"{record['result']['status']}: {where} metric {score(record):.4f} after {record['result']['steps']:,} "
             f"updates, {record['result']['updates_per_second']:.0f} a second; record in {folder / 'records.jsonl'}"
         )
+        if why := record["result"].get("stopped"):
+            typer.echo(f"stopped at a cycle's end: {why}")
+        if snapshots is not None:
+            typer.echo(f"snapshots in {folder / 'snapshots' / record['run']}: cyclr ensemble says what they are worth")
     if record["result"]["status"] == "diverged":
         raise typer.Exit(FAILED)
 
@@ -146,14 +171,55 @@ def compare(
     out: Out = None,
     data_dir: DataDir = None,
     precision: Precision = None,
+    on: Annotated[
+        str, typer.Option(help="local, or the runs at once on ray, ray:HOST:PORT, ray://HOST:PORT.")
+    ] = "local",
+    cpus: Annotated[float, typer.Option(help="CPUs that a run on Ray needs.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs that a run on Ray needs.")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """The paper's advice: a fixed rate against cyclical ones in the found range; whichever wins is yours.
 
     Goes on where it stopped. Leaves records.jsonl and report.html in --out.
     """
+    if on != "local":
+        from cyclr.lab.on_ray import address_of
+
+        address_of(on)  # a typing error is told now
     loaded, folder = _start(task, out, data_dir)
-    _compare(loaded, folder, policies.split(","), seeds, base_lr, max_lr, _budget(epochs, steps), precision, as_json)
+    where = {"on": on, "cpus": cpus, "gpus": gpus}
+    _compare(
+        loaded, folder, policies.split(","), seeds, base_lr, max_lr, _budget(epochs, steps), precision, as_json, where
+    )
+
+
+@app.command()
+def ensemble(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one with a manifest.json.")],
+    task: Annotated[str | None, typer.Option(help="What the run trained, if that isn't a built-in task.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only so many members, the last ones.")] = None,
+    best: Annotated[int | None, typer.Option(help="Only so many members, the best by validation.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a run's snapshots are worth: members, ensembles of the last m, the average of their weights.
+
+    Make them with cyclr train TASK --snapshots 5. Gain and cost are held against the last member.
+    """
+    from cyclr.lab import assess, load_task
+    from cyclr.lab.ensembling import find_snapshots
+    from cyclr.lab.tasks import BUILT_IN
+    from cyclr.torch.snapshots import read_manifest
+
+    path = find_snapshots(folder)
+    name = str(read_manifest(path)[0]["task"]).rpartition(" ")[0]
+    if task is None and name not in BUILT_IN:  # a manifest must not say which Python file is run
+        raise ValueError(f"{path} holds snapshots of {name}, which is not built in; give --task file.py[:function]")
+    found = assess(load_task(task or name, BUILT_IN, data_dir), path, last=last, best=best)
+    if as_json:
+        print_json({"snapshots": str(path), "models": [asdict(each) for each in found]})
+    else:
+        print_ensemble(found)
 
 
 @app.command()
@@ -223,10 +289,10 @@ def _find(
 ) -> Bounds:
     """Range test, bounds and picture, with their files."""
     from cyclr import checks, ramp
-    from cyclr.files import write_atomically
     from cyclr.lab import find as search
-    from cyclr.pictures import draw_range_test
+    from cyclr.lab.processes import on_first
     from cyclr.plan import POLICIES
+    from cyclr.results import write_found
 
     checks.choice("policy", policy, POLICIES)
     checks.choice("metric", metric, ("loss", "accuracy", "validation accuracy"))
@@ -237,19 +303,7 @@ def _find(
             task, seeds=count, steps=steps, ramp=given, policy=policy, metric=metric, precision=precision,
             progress=bars("range test"),
         )  # fmt: skip
-    names = ["curve.json", *(f"curve-seed{seed}.json" for seed in count[1:])]
-    for name, curve in zip(names, curves, strict=True):
-        curve.save(folder / name)
-    for stale in folder.glob("curve-seed*.json"):  # of an earlier find with more seeds
-        if stale.name not in names:
-            stale.unlink()
-    content = {"task": task.name, "fingerprint": task.fingerprint(), "policy": policy, **asdict(bounds)}
-    write_atomically(folder / "bounds.json", (json.dumps(content, indent=2) + "\n").encode())
-    picture = folder / "range_test.png"
-    if drawn := [curve for curve in curves if _has_points(curve, curve.of(metric))]:
-        draw_range_test(drawn, bounds, metric, picture)
-    else:
-        picture.unlink(missing_ok=True)  # an earlier find's is not this one's
+    on_first(lambda: write_found(task, folder, curves, bounds, policy, metric))
     return bounds
 
 
@@ -261,9 +315,12 @@ def _range(
         return base_lr, max_lr
     if (base_lr is None) != (max_lr is None):
         raise ValueError("give both --base-lr and --max-lr, or neither to have them found")
+    from cyclr.lab.processes import on_first
+    from cyclr.results import read_bounds
+
     path = folder / "bounds.json"
-    if path.exists():
-        found = _read_bounds(path)
+    found = on_first(lambda: read_bounds(path) if path.exists() else None)
+    if found is not None:
         if found.get("fingerprint") != task.fingerprint():
             raise ValueError(f"{path} is of another task or setting; choose another --out, or run cyclr find again")
     else:
@@ -284,6 +341,7 @@ def _compare(
     budget: dict[str, Any],
     precision: str | None,
     as_json: bool,
+    where: dict[str, Any] | None = None,
 ) -> None:
     """All runs, the table, the verdict and the page."""
     from cyclr import checks
@@ -302,8 +360,9 @@ def _compare(
             typer.echo(str(planned))
     with bar(quiet=as_json) as bars:
         records = run_all(
-            task, low, high, folder, policies=names, seeds=count, precision=precision, progress=bars, **budget
-        )
+            task, low, high, folder, policies=names, seeds=count, precision=precision, progress=bars, **budget,
+            **(where or {}),
+        )  # fmt: skip
     rows = table(records)
     path = _report(folder, records)
     if as_json:
@@ -315,41 +374,10 @@ def _compare(
 
 def _report(folder: Path, records: list[Record] | None = None) -> Path:
     """The page, from the given records or from all in the folder."""
-    from cyclr.curve import Curve
-    from cyclr.files import write_atomically
-    from cyclr.lab import read_records
-    from cyclr.report import render
+    from cyclr.lab.processes import on_first
+    from cyclr.results import write_report
 
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}; give one that cyclr compare or train has written")
-    if records is None:
-        records = read_records(folder)
-    if not records:
-        raise ValueError(f"{folder} holds no records; run cyclr compare or cyclr train with --out {folder} first")
-    curves = [Curve.load(path) for path in sorted(folder.glob("curve*.json"))]
-    curves = [curve for curve in curves if _has_points(curve, *(c for c in curve.companions if c.metric == "loss"))]
-    bounds = _read_bounds(folder / "bounds.json") if (folder / "bounds.json").exists() else None
-    path = folder / "report.html"
-    write_atomically(path, render(records, curves, bounds).encode())
-    return path
-
-
-def _has_points(*curves: Curve) -> bool:
-    return all((curve.lrs > 0).any() for curve in curves)
-
-
-def _read_bounds(path: Path) -> dict[str, Any]:
-    damaged = ValueError(f"{path} is damaged; remove it, or run cyclr find again")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        raise damaged from None
-    if not isinstance(content, dict) or not isinstance(content.get("status"), str) or "reason" not in content:
-        raise damaged
-    numbers = [content.get("base_lr"), content.get("max_lr"), *(content.get("interval") or ["none"])]
-    if content["status"] == "ok" and not all(isinstance(number, float) for number in numbers):
-        raise damaged
-    return content
+    return on_first(lambda: write_report(folder, records))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -19,17 +20,20 @@ if TYPE_CHECKING:
 FAILED, WRONG_INPUT = 1, 2
 INTERRUPTED = 130  # Typer's word for Ctrl-C
 
-notes = Console(stderr=True, highlight=False, emoji=False)
+RANK = int(os.environ.get("RANK", "0"))  # as torchrun and accelerate launch number the processes; the first one talks
+
+notes = Console(stderr=True, highlight=False, emoji=False, quiet=RANK > 0)
 _result: ContextVar[TextIO | None] = ContextVar("_result", default=None)  # where JSON goes
 
 
 def run(app: typer.Typer) -> None:
     """Run the command; every error is one sentence on stderr and an exit code: 1 the run failed, 2 wrong input."""
     arguments = sys.argv[1:] or ["--help"]
-    _result.set(sys.stdout)
+    silence = io.StringIO()
+    _result.set(silence if RANK else sys.stdout)
     try:
         # What a task prints by itself must not mix with the one JSON object.
-        with redirect_stdout(sys.stderr) if "--json" in arguments else nullcontext():
+        with redirect_stdout(silence if RANK else sys.stderr) if RANK or "--json" in arguments else nullcontext():
             code = app(arguments, prog_name="cyclr", standalone_mode=False) or 0
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -37,6 +41,8 @@ def run(app: typer.Typer) -> None:
         if os.environ.get("CYCLR_DEBUG"):
             raise
         code, sentence = _told(error)
+        if RANK and code == FAILED:  # wrong input is wrong for all, and the first process says so
+            sys.stderr.write(f"cyclr, process {RANK}: {sentence}\n")
         notes.print(f"cyclr: {sentence}", markup=False, soft_wrap=True)
     if code:
         sys.exit(code)
@@ -49,10 +55,12 @@ def _told(error: BaseException) -> tuple[int, str]:
     if hasattr(error, "format_message"):  # Typer's own: an unknown option, a word where a number belongs
         return WRONG_INPUT, f"{error.format_message()} (cyclr --help says more)"
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, ValueError | TypeError):
+    if isinstance(error, ValueError | TypeError | ImportError):  # the last: an extra that isn't installed
         return WRONG_INPUT, first_line
     if isinstance(error, OSError):
         return FAILED, f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}"
+    if type(error).__name__ == "ProcessError":  # torch is not loaded for its sake
+        return FAILED, first_line
     return FAILED, f"the run failed: {type(error).__name__}: {first_line}"
 
 
@@ -65,7 +73,7 @@ def stop(code: int, sentence: str) -> NoReturn:
 @contextmanager
 def bar(*, quiet: bool) -> Iterator[Any]:
     """A function that opens a progress bar under a title and returns what moves it on."""
-    if quiet or not notes.is_terminal:
+    if quiet or notes.quiet or not notes.is_terminal:
         yield lambda title: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -112,6 +120,26 @@ def print_table(rows: list[Any]) -> None:
         grid.add_column(heading, justify="left" if heading == COLUMNS[0] else "right")
     for row in rows:
         grid.add_row(*row.cells())
+    Console(highlight=False).print(grid)
+
+
+def print_ensemble(found: list[Any]) -> None:
+    """Members, ensembles and average, with what they gain over the last member and what they cost."""
+    from rich.table import Table
+
+    single = [each for each in found if each.kind == "member"][-1]
+    grid = Table(title=f"the task's metric on the {'validation' if single.test is None else 'test'} data")
+    for heading in ("model", "validation", "test", "gain", "time to predict"):
+        grid.add_column(heading, justify="left" if heading == "model" else "right")
+    for each in found:
+        count = len(each.steps)
+        title = {"member": f"update {each.steps[-1]:,}", "ensemble": f"ensemble of the last {count}"}
+        grid.add_row(
+            title.get(each.kind, f"average of {count} weights"),
+            *("" if value is None else f"{value:.4f}" for value in (each.validation, each.test)),
+            f"{each.score - single.score:+.4f}",
+            f"{each.cost:.2f} x",
+        )
     Console(highlight=False).print(grid)
 
 

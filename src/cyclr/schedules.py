@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cyclr import checks
-from cyclr.arrays import Scalars, between, power, steps_and_functions
+from cyclr.arrays import Scalars, between, evaluated, power
 
 Window: TypeAlias = Literal["triangular", "welch", "hann"]
 Spacing: TypeAlias = Literal["linear", "log"]
@@ -56,14 +56,12 @@ class Schedule:
     def __call__(self, step: Any) -> Any:
         """The rate at `step`: an int or an array of ints, at least 0; the answer has the same shape.
 
-        NumPy and torch answer in float64, JAX in its default precision. Negative steps are refused where they can
-        be seen (int, NumPy).
+        NumPy and torch answer in float64; JAX in its default precision, rounded from float64, so that all frameworks
+        have the same rates. Negative steps are refused where they can be seen (int, NumPy).
         """
         if type(step) is int and step >= 0:
             return self.formula(step, Scalars)
-        steps, xp = steps_and_functions(step)
-        rates = self.formula(steps, xp)
-        return np.asarray(rates) if xp is np else rates
+        return evaluated(self.formula, step)
 
     def formula(self, step: Any, xp: Any) -> Any:
         """The rate at steps that are known to be right, with the array functions `xp`: what each kind defines."""
@@ -83,6 +81,16 @@ class Schedule:
         """The numbers of updates, up to `total_steps`, after which a cycle is complete: the rate is lowest there."""
         checks.whole("total_steps", total_steps, least=0)
         return []
+
+    def ends_cycle(self, updates: int) -> bool:
+        """Whether a cycle is complete after so many updates: the moment to evaluate, to keep weights or to stop.
+
+        Example:
+            >>> import cyclr
+            >>> cyclr.triangular(0.001, 0.006, stepsize=2000).ends_cycle(4000)
+            True
+        """
+        return self.cycle_ends(updates)[-1:] == [updates]
 
     def __repr__(self) -> str:
         """The numbers that differ from their defaults."""

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cyclr.files import write_atomically
+from cyclr.lab.processes import gathered, on_first, rank
 
 FORMAT = "cyclr-checkpoint-1"
 
@@ -30,7 +31,22 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     path: Path, config: Mapping[str, Any], progress: Mapping[str, Any], model: nn.Module, optimizer: Optimizer
 ) -> None:
-    """Write the state of a run: model, optimiser, random number generators and `progress` (plain numbers)."""
+    """Write the state of a run: model, optimiser, random number generators and `progress` (plain numbers).
+
+    Of several processes all call this; the first one writes, with everyone's random number generators.
+    """
+    generators = gathered(_rng())
+    on_first(lambda: _write(path, config, progress, model, optimizer, generators))
+
+
+def _write(
+    path: Path,
+    config: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer,
+    generators: Sequence[tuple[dict[str, Any], dict[str, Tensor]]],
+) -> None:
     tensors = {f"model.{name}": tensor.detach() for name, tensor in _named_tensors(model)}
     state = optimizer.state_dict()
     slots: dict[str, dict[str, Any]] = {}
@@ -40,20 +56,17 @@ def save_checkpoint(
                 tensors[f"optimizer.{index}.{name}"] = value.detach()
             else:
                 slots.setdefault(str(index), {})[name] = value
-    tensors["rng.torch"] = torch.get_rng_state()
-    for index in range(_cuda_devices()):
-        tensors[f"rng.cuda.{index}"] = torch.cuda.get_rng_state(index)
-    _, keys, *position = np.random.get_state(legacy=True)
-    tensors["rng.numpy"] = torch.from_numpy(np.array(keys, dtype=np.int64))
     header = {
         "config": config,
         "progress": progress,
         "optimizer": {"slots": slots, "param_groups": state["param_groups"]},
-        "rng": {"python": random.getstate(), "numpy": position},
     }
+    for process, (numbers, states) in enumerate(generators):
+        header[_of("rng", process)] = numbers
+        tensors |= {f"{_of('rng', process)}.{name}": state for name, state in states.items()}
     plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"format": FORMAT, "header": json.dumps(header, default=_number)}
-    write_atomically(path, lambda part: save_file(plain, part, metadata))
+    write_atomically(path, save(plain, metadata))  # save_file has a temporary file of its own, which a kill leaves
 
 
 def load_checkpoint(path: Path, config: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -62,6 +75,10 @@ def load_checkpoint(path: Path, config: Mapping[str, Any], model: nn.Module, opt
     Raises:
         CheckpointError: the file is damaged, or is of another task or configuration.
     """
+    if not path.exists():
+        raise CheckpointError(
+            f"process {rank()} sees no {path}, which the first one wrote; let --out be a folder that all nodes share"
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -91,7 +108,9 @@ def load_checkpoint(path: Path, config: Mapping[str, Any], model: nn.Module, opt
     optimizer.load_state_dict(state)
     for group, held in zip(optimizer.param_groups, rates, strict=True):  # a rate that is a tensor stays that tensor
         group.update({name: tensor.fill_(group[name]) for name, tensor in held.items()})
-    _set_rng(header["rng"], tensors)
+    prefix = _of("rng", rank())
+    if prefix in header:  # else the run began with fewer processes
+        _set_rng(header[prefix], {name.removeprefix(f"{prefix}."): each for name, each in tensors.items()})
     return dict(header["progress"])
 
 
@@ -123,11 +142,24 @@ def _fill_model(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> 
             tensor.copy_(kept)
 
 
-def _set_rng(rng: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    version, numbers, gauss = rng["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(("MT19937", tensors["rng.numpy"].numpy().astype(np.uint32), *rng["numpy"]))
-    torch.set_rng_state(tensors["rng.torch"])
+def _of(name: str, process: int) -> str:
+    """The first process's things have the plain name."""
+    return f"{name}-{process}" if process else name
+
+
+def _rng() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """This process's random number generators: numbers, and tensors by name."""
+    _, keys, *position = np.random.get_state(legacy=True)
+    states = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.array(keys, dtype=np.int64))}
+    states |= {f"cuda.{index}": torch.cuda.get_rng_state(index) for index in range(_cuda_devices())}
+    return {"python": random.getstate(), "numpy": position}, states
+
+
+def _set_rng(numbers: Mapping[str, Any], states: Mapping[str, Tensor]) -> None:
+    version, python, gauss = numbers["python"]
+    random.setstate((version, tuple(python), gauss))
+    np.random.set_state(("MT19937", states["numpy"].numpy().astype(np.uint32), *numbers["numpy"]))
+    torch.set_rng_state(states["torch"])
     for index in range(_cuda_devices()):
-        if f"rng.cuda.{index}" in tensors:  # none if the run began without this device
-            torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"], index)
+        if f"cuda.{index}" in states:  # none if the run began without this device
+            torch.cuda.set_rng_state(states[f"cuda.{index}"], index)

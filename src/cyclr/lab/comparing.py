@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cyclr.lab.records import Record
+from cyclr.lab.records import Record, append_record, find_record
 from cyclr.lab.task import Task
 from cyclr.lab.training import Progress, train
 from cyclr.plan import Plan, plan
@@ -66,6 +66,9 @@ def compare(
     epochs: float | None = None,
     total_steps: int | None = None,
     precision: str | None = None,
+    on: str = "local",
+    cpus: float = 1.0,
+    gpus: float = 0.0,
     progress: Callable[[str], Progress | None] | None = None,
 ) -> list[Record]:
     """Run every policy with every seed in the found range; what is done already is not done again.
@@ -79,6 +82,9 @@ def compare(
         seeds: the same for every policy, so that differences are paired.
         epochs, total_steps: the budget of a run, one of the two.
         precision: the task's own by default.
+        on: "local", one run after the other, or on Ray as many at once as there is room for: "ray", "ray:HOST:PORT"
+            and more, see `cyclr.lab.on_ray.spread`. Runs go on from their checkpoints where `out` is a shared folder.
+        cpus, gpus: what a run on Ray needs.
         progress: called with a run's title; returns a progress function for it, or None.
     """
     plans = [
@@ -88,24 +94,51 @@ def compare(
     # Everybody is looked at in the middle and at the end of the cycles: that is where cycles differ from the rest.
     cycles = [each.schedule for each in plans if isinstance(each.schedule, Cycle)]
     halves = sorted({cycle.length // 2 for cycle in cycles if cycle.rise})
-    records = []
+    jobs: list[dict[str, Any]] = []
     for seed in seeds:
         for each in plans:
             step = halves[0] if halves else max(1, each.total_steps // 10)
-            records.append(
-                train(
-                    task,
-                    each.schedule,
-                    each.total_steps,
-                    out,
-                    policy=each.policy,
-                    seed=seed,
-                    evaluate_at=range(step, each.total_steps + 1, step),
-                    precision=precision,
-                    progress=progress(f"{each.policy}, seed {seed}") if progress else None,
-                )
+            evaluate_at = range(step, each.total_steps + 1, step)
+            jobs.append(
+                {
+                    "schedule": each.schedule,
+                    "total_steps": each.total_steps,
+                    "out": Path(out).resolve(),
+                    "policy": each.policy,
+                    "seed": seed,
+                    "evaluate_at": evaluate_at,
+                    "precision": precision,
+                }
             )
-    return records
+    if on != "local":
+        return _compare_on_ray(task, jobs, on, cpus, gpus, progress)
+    return [
+        train(task, **job, progress=progress(f"{job['policy']}, seed {job['seed']}") if progress else None)
+        for job in jobs
+    ]
+
+
+def _compare_on_ray(
+    task: Task,
+    jobs: Sequence[dict[str, Any]],
+    on: str,
+    cpus: float,
+    gpus: float,
+    progress: Callable[[str], Progress | None] | None,
+) -> list[Record]:
+    """The jobs' records, in their order."""
+    from cyclr.lab.on_ray import spread
+
+    records: dict[int, Record] = {}
+    move = progress("runs on Ray") if progress else None
+    for number, record in spread(train, task, jobs, on=on, cpus=cpus, gpus=gpus):
+        folder = jobs[number]["out"]
+        if find_record(folder, record["config"]) is None:  # the worker wrote into a folder of its own machine
+            append_record(folder, record)
+        records[number] = record
+        if move is not None:
+            move(len(records), len(jobs), jobs[number]["schedule"](0), score(record))
+    return [records[number] for number in range(len(jobs))]
 
 
 def plan_for(policy: str, base_lr: float, max_lr: float, **budget: Any) -> Plan:

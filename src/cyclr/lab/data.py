@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 Augment: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 Source: TypeAlias = "tuple[Tensor, Tensor] | Dataset[Any]"
@@ -32,6 +32,7 @@ class Batches:
         augment: `augment(x, generator)` for a whole batch of tensors at once.
         device: where in-memory data is kept; batches come from there.
         workers: processes that load a Dataset's examples.
+        part, parts: of each batch, only this one of so many equal parts: what one of several processes trains on.
     """
 
     source: Source
@@ -40,8 +41,15 @@ class Batches:
     augment: Augment | None = None
     device: torch.device | str = "cpu"
     workers: int = 0
+    part: int = 0
+    parts: int = 1
 
     def __post_init__(self) -> None:
+        if self.batch_size % self.parts:
+            raise ValueError(
+                f"a batch of {self.batch_size} examples cannot be shared equally by {self.parts} processes; "
+                "change the task's batch_size or the number of processes"
+            )
         if isinstance(self.source, tuple):
             x, y = self.source
             if len(x) != len(y):
@@ -67,12 +75,13 @@ class Batches:
             epoch, position = epoch + 1, 0
 
     def _epoch(self, epoch: int, position: int) -> Iterator[Any]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
         order = torch.randperm(size_of(self.source), generator=generator)
-        rows = list(torch.split(order, self.batch_size))[: len(self)][position:]
+        whole = torch.split(order, self.batch_size)[: len(self)][position:]
+        rows = [row[self.part :: self.parts] for row in whole]
         for offset, (x, y) in enumerate(self._chosen(rows)):
             if self.augment is not None:
-                generator.manual_seed(_mixed(self.seed, epoch, position + offset))
+                generator.manual_seed(mixed(self.seed, epoch, position + offset, *((self.part,) if self.part else ())))
                 x = self.augment(x, generator)
             yield x, y
 
@@ -90,12 +99,12 @@ class Batches:
                 yield x.to(self.device), y.to(self.device)
 
 
-def _mixed(*numbers: int) -> int:
+def mixed(*numbers: int) -> int:
     """One seed from several numbers, without collisions between neighbours."""
-    mixed = 0
+    seed = 0
     for number in numbers:
-        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
-    return mixed
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return seed
 
 
 def in_order(source: Source, batch_size: int, device: torch.device | str = "cpu", workers: int = 0) -> Iterator[Any]:
@@ -108,14 +117,15 @@ def in_order(source: Source, batch_size: int, device: torch.device | str = "cpu"
             yield x.to(device), y.to(device)
 
 
+def chosen(source: Source, rows: Tensor) -> Source:
+    """The examples of these rows, as a source of their own."""
+    return (source[0][rows], source[1][rows]) if isinstance(source, tuple) else Subset(source, rows.tolist())
+
+
 def held_out(source: Source, count: int, seed: int = 0) -> tuple[Source, Source]:
     """Split off `count` examples, chosen at random: (the rest, those)."""
-    total = size_of(source)
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    rest, chosen = order[count:], order[:count]
-    if isinstance(source, tuple):
-        return (source[0][rest], source[1][rest]), (source[0][chosen], source[1][chosen])
-    return torch.utils.data.Subset(source, rest.tolist()), torch.utils.data.Subset(source, chosen.tolist())
+    order = torch.randperm(size_of(source), generator=torch.Generator().manual_seed(seed))
+    return chosen(source, order[count:]), chosen(source, order[:count])
 
 
 def crop_and_flip(padding: int = 4) -> Augment:

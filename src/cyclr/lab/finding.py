@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from cyclr import checks
 from cyclr.bounds import Bounds, find_bounds
 from cyclr.curve import Curve, Goal
-from cyclr.lab.data import Batches, held_out, size_of
+from cyclr.lab.data import Batches, held_out, mixed, size_of
+from cyclr.lab.evaluation import evaluate
+from cyclr.lab.processes import count, rank
 from cyclr.lab.task import Task, TaskError
-from cyclr.lab.training import accelerator, evaluate, try_out
+from cyclr.lab.training import accelerator, try_out
 from cyclr.range_test import Progress
 from cyclr.schedules import Ramp
 from cyclr.torch import range_test
@@ -68,15 +70,17 @@ def find(
 def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str, progress: Progress | None) -> Curve:
     machine = accelerator(precision)
     model, optimizer = task.build(seed)
+    if rank():
+        torch.manual_seed(mixed(seed, rank()))  # dropout differs among processes
     prepared = machine.prepare(model)
     if task.validation is None:
-        count = min(VALIDATION, size_of(task.train) // 10)
-        if not count:
+        examples = min(VALIDATION, size_of(task.train) // 10)
+        if not examples:
             raise TaskError(
                 f"task {task.name} has {size_of(task.train)} training examples, too few to hold a tenth of them out; "
                 "give validation data"
             )
-        train, subset = held_out(task.train, count)
+        train, subset = held_out(task.train, examples)
     else:
         train = task.train
         _, subset = held_out(task.validation, min(VALIDATION, size_of(task.validation)))
@@ -90,11 +94,11 @@ def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str,
         prepared,
         optimizer,
         None,
-        Batches(train, task.batch_size, seed, task.augment, machine.device, task.workers),
+        Batches(train, task.batch_size, seed, task.augment, machine.device, task.workers, rank(), count()),
         ramp=ramp,
         steps=steps,
         batch_loss=batch_loss,
-        validate=lambda: evaluate(task, prepared, subset, machine.device),
+        validate=lambda: evaluate(task, model, subset, machine.device),
         scaler=machine.scaler,
         progress=progress,
         meta={

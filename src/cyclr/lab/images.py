@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 Images = tuple[Tensor, Tensor]
 
 
-def load_images(name: str, data_dir: str | None = None) -> tuple[Images, Images]:
-    """Training and test images of a set: uint8 of shape (n, channels, height, width), and labels.
+def load_images(
+    name: str, data_dir: str | None = None, splits: Sequence[str] = ("train", "test")
+) -> tuple[Images, ...]:
+    """Training and test images of a set, or other splits: uint8 of shape (n, channels, height, width), and labels.
 
     Args:
-        name: "cifar10" or "cifar100".
+        name: "cifar10", "cifar100" or "pneumoniamnist" (which the hub does not have in this form).
         data_dir: a folder that holds `name/train-*.parquet` and `name/test-*.parquet` (or these files themselves).
             Without it, the environment variable CYCLR_DATA names it; without that, the Hugging Face hub is asked.
+        splits: their names, as the files have them.
 
     Raises:
         TaskError: the folder is missing, empty or damaged; the hub cannot be reached.
@@ -34,13 +38,17 @@ def load_images(name: str, data_dir: str | None = None) -> tuple[Images, Images]
         raise TaskError(f"{name} is read with Hugging Face datasets: pip install 'cyclr[datasets]'") from None
     datasets.disable_progress_bars()
     folder = data_dir or os.environ.get("CYCLR_DATA")
-    source = {"path": HUB[name]} if folder is None else {"path": "parquet", "data_files": _files(Path(folder), name)}
+    if folder is None and name not in HUB:
+        raise TaskError(f"{name} is read from Parquet files: give their folder, --data-dir DIR or CYCLR_DATA=DIR")
+    source: dict[str, Any] = {"path": HUB.get(name)}
+    if folder is not None:
+        source = {"path": "parquet", "data_files": _files(Path(folder), name, splits)}
     log = logging.getLogger("datasets")
     level = log.level
     log.setLevel(logging.CRITICAL)  # what goes wrong is raised as well, and told below in a sentence
     try:
-        splits = datasets.load_dataset(**source)
-        return _tensors(splits["train"]), _tensors(splits["test"])
+        loaded = datasets.load_dataset(**source)
+        return tuple(_tensors(loaded[split]) for split in splits)
     except Exception as error:  # datasets, pyarrow and pillow raise many kinds; each means: this cannot be read
         if folder is None:
             raise TaskError(
@@ -53,12 +61,12 @@ def load_images(name: str, data_dir: str | None = None) -> tuple[Images, Images]
         log.setLevel(level)
 
 
-def _files(folder: Path, name: str) -> dict[str, list[str]]:
+def _files(folder: Path, name: str, splits: Sequence[str]) -> dict[str, list[str]]:
     """The Parquet files of each split."""
     if not folder.is_dir():
         raise TaskError(f"there is no data folder {folder}; give one that holds {name}/train-*.parquet")
     inside = folder / name if (folder / name).is_dir() else folder
-    files = {split: sorted(map(str, inside.glob(f"{split}-*.parquet"))) for split in ("train", "test")}
+    files = {split: sorted(map(str, inside.glob(f"{split}-*.parquet"))) for split in splits}
     for split, found in files.items():
         if not found:
             raise TaskError(f"{inside} holds no {split}-*.parquet; give a folder that holds {name}/{split}-*.parquet")

@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from cyclr.lab.processes import count
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -118,9 +120,10 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, torch's threads and the GPU, if there is one."""
+    """Processor, cores, the processes at this run, torch's threads in each, and the GPU, if there is one."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    threads = torch.get_num_threads()
+    return {"cpu": _processor(), "cores": os.cpu_count(), "processes": count(), "threads": threads, "gpu": gpu}
 
 
 def _processor() -> str:

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from cyclr import checks
 from cyclr.lab.data import Augment, Source, size_of
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
+Score: TypeAlias = Callable[[Any, Any], float]
 
 
 class TaskError(ValueError):
@@ -47,6 +48,10 @@ class Task:
             never used to choose anything.
         batch_size: examples in an update.
         metric: `metric(output, target)` in 0 to 1, higher is better; a batch's mean. Accuracy by default.
+        scores: more to measure at each evaluation, by name: `score(outputs, targets)` sees a whole data source at
+            once, on the CPU, for what is no mean over batches, such as balanced accuracy or AUC. NaN where an output
+            is not finite.
+        start: what tells the weights it starts from, if these are more than the seed's: a checksum of pretrained ones.
         augment: `augment(x, generator)`, a whole training batch at once.
         precision: "no", "bf16" or "fp16": the mixed precision it is meant for; the command can say otherwise.
         workers: processes that load the examples of torch Datasets; what they load must not be random.
@@ -78,6 +83,8 @@ class Task:
     augment: Augment | None = None
     precision: str = "no"
     workers: int = 0
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    start: str = ""
 
     def __post_init__(self) -> None:
         checks.whole("batch_size", self.batch_size, least=1)
@@ -131,7 +138,7 @@ class Task:
         return built
 
     def fingerprint(self) -> str:
-        """A short checksum of what is trained on what: net, parameter shapes, optimiser, loss, data, batch size.
+        """A short checksum of what is trained on what: net and its start, optimiser, loss, scores, data, batch size.
 
         A checkpoint or record of another task is told by it. Functions are known by their names only.
         """
@@ -144,6 +151,8 @@ class Task:
             digest.update(repr(sorted((k, v) for k, v in group.items() if isinstance(v, int | float | str))).encode())
         for source in (self.train, self.validation, self.test):
             digest.update(_data_fingerprint(source))
+        if self.start or self.scores:  # tasks with neither keep the fingerprint of their older records
+            digest.update(f"{self.start} {sorted(self.scores)}".encode())
         return digest.hexdigest()[:16]
 
 

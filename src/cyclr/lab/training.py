@@ -8,26 +8,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_model
-from torch import nn
 
 from cyclr import checks
 from cyclr.files import write_atomically
 from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
-from cyclr.lab.data import Batches, Source, in_order, size_of
+from cyclr.lab.data import Batches, in_order, mixed
+from cyclr.lab.ensembling import snapshots_name
 from cyclr.lab.esgd import ESGD
+from cyclr.lab.evaluation import METRIC, measure
+from cyclr.lab.processes import count, on_first, rank, total
 from cyclr.lab.records import Record, append_record, find_record, new_record, run_name
 from cyclr.lab.task import Task, TaskError
 from cyclr.schedules import Schedule
-from cyclr.torch import ScheduleLR
+from cyclr.stopping import reason_to_stop
+from cyclr.torch import ProcessError, ScheduleLR, Snapshots, restored
+from cyclr.torch.processes import is_silence
 
 Progress: TypeAlias = Callable[[int, int, float, float], None]  # updates done, of how many, rate, latest metric
-EVALUATION_BATCH = 500
 EVALUATIONS = 10  # of a run without cycles
 UPDATES = 50  # between looks at the loss, the clock and the progress bar
 CHECKPOINT_SECONDS = 60.0
@@ -37,6 +40,7 @@ SKIPS = 20  # updates in a row that fp16 may skip before a run counts as diverge
 def accelerator(precision: str, accumulation: int = 1) -> Accelerator:
     """Accelerate's view of this machine: device and mixed precision ("no", "bf16" or "fp16")."""
     checks.choice("precision", precision, ("no", "bf16", "fp16"))
+    count()  # the processes of this run have found each other before anything else is set up
     # A process has one precision for all Accelerators; tasks of a session may differ in it.
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
@@ -71,20 +75,6 @@ def try_out(task: Task, precision: str | None = None) -> None:
         raise TaskError(f"task {task.name} failed on its first batch: {type(error).__name__}: {error}") from error
 
 
-def evaluate(task: Task, model: nn.Module, source: Source, device: torch.device) -> float:
-    """The task's metric over a whole data source, in eval mode."""
-    was_training = model.training
-    model.eval()
-    total = 0.0
-    try:
-        with torch.no_grad():
-            for x, y in in_order(source, EVALUATION_BATCH, device, task.workers):
-                total += float(task.metric(model(x), y)) * len(y)
-    finally:
-        model.train(was_training)
-    return total / size_of(source)
-
-
 def train(
     task: Task,
     schedule: Schedule,
@@ -96,13 +86,18 @@ def train(
     evaluate_at: Sequence[int] | None = None,
     precision: str | None = None,
     accumulation: int = 1,
+    stop: Literal["budget", "cycle_end"] = "budget",
+    seconds: float | None = None,
+    patience: int | None = None,
+    snapshots: int | Sequence[int] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress | None = None,
 ) -> Record:
     """Train a task under a schedule and leave a record; what was done already is not done again.
 
     A run that was killed at any moment goes on from its last checkpoint and ends with the same weights, to the bit,
-    as one that was not. A finished one just returns its record.
+    as one that was not. A finished one just returns its record. Under `torchrun` or `accelerate launch` each process
+    trains on its part of every batch, and the first one writes.
 
     Args:
         task, schedule, total_steps: what, how and for how many updates.
@@ -113,6 +108,11 @@ def train(
             evenly spaced points. The end is always one.
         precision: "no", "bf16" or "fp16"; the task's own by default.
         accumulation: batches in one update.
+        stop: "budget", after total_steps; or "cycle_end", at the last cycle's end within them, or earlier:
+        seconds: budget of wall-clock time; no cycle is begun that would exceed it, as far as the last one tells.
+        patience: cycles without a better metric on the validation data, after which it stops.
+        snapshots: weights of so many cycles' ends, the last ones, are kept in `out`/snapshots/RUN, or those after
+            the given numbers of updates: see `cyclr.torch.Snapshots`, and `Ensemble` for what they are good for.
         checkpoint_seconds: least time between checkpoints; 0 makes one every 50 updates.
         progress: called now and then with (updates done, updates in all, rate, latest metric).
 
@@ -122,33 +122,76 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint in `out` is damaged or of another task.
+        SnapshotError: the snapshots in `out` are damaged.
+        ValueError: stop="cycle_end" or snapshots with a schedule that completes no cycle within total_steps.
         OSError: the disk is full or read-only.
+        ProcessError: another process of this run stopped answering.
     """
     folder = Path(out)
     checks.rate("checkpoint_seconds", checkpoint_seconds)
-    total = checks.whole("total_steps", total_steps, least=1)
-    points = set(evaluate_at or schedule.cycle_ends(total) or range(0, total, max(1, total // EVALUATIONS)))
-    evaluations = sorted({point for point in points if 0 < point < total} | {total})
+    steps = checks.whole("total_steps", total_steps, least=1)
+    ends = schedule.cycle_ends(steps)
+    events = _events(task, ends, stop, seconds, patience, snapshots)
+    if stop == "cycle_end":
+        steps = ends[-1]
+    points = set(evaluate_at or ends or range(0, steps, max(1, steps // EVALUATIONS)))
+    if events:
+        points |= {*ends, *(snapshots if isinstance(snapshots, Sequence) else ())}
+    evaluations = sorted({point for point in points if 0 < point < steps} | {steps})
     config = {
         "task": task.name,
         "fingerprint": task.fingerprint(),
         "policy": policy,
         "schedule": schedule.to_dict(),
-        "total_steps": total,
-        "cycle_ends": schedule.cycle_ends(total),
+        "total_steps": steps,
+        "cycle_ends": ends,
         "steps_per_epoch": task.steps_per_epoch,
         "batch_size": task.batch_size,
         "accumulation": checks.whole("accumulation", accumulation, least=1),
         "seed": checks.whole("seed", seed, least=0),
         "precision": precision or task.precision,
         "evaluate_at": evaluations,
+        **events,
     }
-    if (record := find_record(folder, config)) is not None:
+    if (record := on_first(lambda: find_record(folder, config))) is not None:
         return record
     try_out(task, precision)
-    run = _Run(task, schedule, folder, config)
-    run.go(checkpoint_seconds, progress)
-    return run.finish()
+    try:
+        run = _Run(task, schedule, folder, config)
+        run.go(checkpoint_seconds, progress)
+        return run.finish()
+    except RuntimeError as error:
+        if count() == 1 or not is_silence(error):
+            raise
+        raise ProcessError(
+            "another process of this run stopped answering: it raised an error or died, look at its own output; "
+            "the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _events(
+    task: Task,
+    ends: Sequence[int],
+    stop: str,
+    seconds: float | None,
+    patience: int | None,
+    snapshots: int | Sequence[int] | None,
+) -> dict[str, Any]:
+    """What the configuration says of the cycles' ends; nothing where nothing is asked, as in older records."""
+    checks.choice("stop", stop, ("budget", "cycle_end"))
+    if stop == "budget" and (seconds, patience) != (None, None):
+        raise ValueError('seconds and patience are looked at at the cycles\' ends; give stop="cycle_end" with them')
+    if patience is not None and task.validation is None:
+        raise ValueError(f"patience needs validation data, and task {task.name} has none; leave it out")
+    reason_to_stop((), seconds=seconds, patience=patience)
+    events: dict[str, Any] = {} if stop == "budget" else {"stop": stop, "seconds": seconds, "patience": patience}
+    if isinstance(snapshots, Sequence):
+        events["snapshots"] = sorted(checks.whole("snapshots", step, least=1) for step in snapshots)
+    elif snapshots is not None:
+        events["snapshots"] = checks.whole("snapshots", snapshots, least=1)
+    if events and not ends and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):
+        raise ValueError("the schedule completes no cycle within total_steps; train longer, or choose shorter cycles")
+    return events
 
 
 @dataclass
@@ -159,6 +202,9 @@ class _Progress:
     status: str = "done"  # or "diverged"
     batches: int = 0  # taken; more than the updates need where fp16 skipped some
     seconds: float = 0.0  # spent on updates
+    clock: float = 0.0  # on everything
+    ends: list[tuple[float, float]] = field(default_factory=list)  # clock and metric at the cycles' ends
+    stopped: str | None = None  # why, if before the budget was used up
     history: list[dict[str, float]] = field(default_factory=list)
     scaler: dict[str, float] | None = None
 
@@ -170,44 +216,96 @@ class _Run:
         self.task, self.config, self.folder = task, config, folder
         self.machine = accelerator(config["precision"], config["accumulation"])
         self.plain_model, self.plain_optimizer = task.build(config["seed"])
+        if count() > 1:
+            self._share()
         self.model, self.optimizer = self.machine.prepare(self.plain_model, self.plain_optimizer)
         self.scheduler = ScheduleLR(self.plain_optimizer, schedule)
         self.at = _Progress()
         self.checkpoint = folder / "checkpoints" / f"{run_name(config)}.safetensors"
-        if self.checkpoint.exists():
+        on_first(lambda: self._open_snapshots(schedule))
+        if count() > 1:
+            self._warm_up()
+        if on_first(self.checkpoint.exists):
             self._resume()
-        device = self.machine.device
-        batches = Batches(task.train, task.batch_size, config["seed"], task.augment, device, task.workers)
-        self.supply = batches.starting_at(self.at.batches)
+        self.supply = self._batches().starting_at(self.at.batches)
+
+    def _batches(self) -> Batches:
+        task, device = self.task, self.machine.device
+        return Batches(
+            task.train, task.batch_size, self.config["seed"], task.augment, device, task.workers, rank(), count()
+        )
+
+    def _share(self) -> None:
+        """Several processes: one net, dropout that differs."""
+        if isinstance(self.plain_optimizer, ESGD):
+            raise TaskError("ESGD measures the curvature in one process; start the run without torchrun")
+        if rank():
+            torch.manual_seed(mixed(self.config["seed"], rank()))
+
+    def _warm_up(self) -> None:
+        """DDP sums in another order after its first backward pass; a run that goes on must sum as before."""
+        with restored(self.model):
+            for x, y in itertools.islice(self._batches().starting_at(0), 2):
+                self.machine.backward(self.task.loss(self.model(x), y))
+
+    def _open_snapshots(self, schedule: Schedule) -> None:
+        """In the first process, which is the one that takes them."""
+        if "snapshots" in self.config:
+            folder, wanted = self.folder / "snapshots" / run_name(self.config), self.config["snapshots"]
+            at, keep = (wanted, None) if isinstance(wanted, list) else (schedule, wanted)
+            self.snapshots = Snapshots(folder, at, keep=keep, task=snapshots_name(self.task))
 
     def go(self, checkpoint_seconds: float, progress: Progress | None) -> None:
         """Train to the end, evaluating where the configuration says so."""
-        saved = time.perf_counter()
+        self.save_at = time.perf_counter() + checkpoint_seconds
+        began = time.perf_counter() - self.at.clock
         evaluations = [step for step in self.config["evaluate_at"] if step > self.at.step]
-        while evaluations and self.at.status == "done":
+        while evaluations and self.at.status == "done" and self.at.stopped is None:
             loss = self._updates(min(evaluations[0] - self.at.step, UPDATES))
             if not math.isfinite(loss):
                 self.at.status = "diverged"
+            self.at.clock = time.perf_counter() - began
             if self.at.step == evaluations[0] or self.at.status == "diverged":
                 evaluations.pop(0)
                 self.at.history.append({"step": self.at.step, "loss": loss, **self._measured()})
+                self.at.clock = time.perf_counter() - began
+                if self.at.status == "done":
+                    self._after_evaluation()
             if progress is not None:
                 progress(self.at.step, self.config["total_steps"], self.scheduler.get_last_lr()[0], self._latest())
-            if time.perf_counter() - saved > checkpoint_seconds:
+            if on_first(lambda: time.perf_counter() > self.save_at):
                 self._save()
-                saved = time.perf_counter()
+                self.save_at = time.perf_counter() + checkpoint_seconds
+
+    def _after_evaluation(self) -> None:
+        """Where one is due, a snapshot; at a cycle's end the question whether to stop."""
+        step, validation = self.at.step, self.at.history[-1].get("validation")  # the test set chooses nothing
+        if "snapshots" in self.config:
+            on_first(lambda: self.snapshots(step, self.plain_model, validation))
+        if "stop" in self.config and step in self.config["cycle_ends"]:
+            self.at.ends.append((self.at.clock, math.nan if validation is None else validation))
+            limits = {name: self.config[name] for name in ("seconds", "patience")}
+            self.at.stopped = on_first(lambda: reason_to_stop(self.at.ends, **limits))
 
     def finish(self) -> Record:
         """Write weights and record; the checkpoint has served."""
         test = self.task.test
+        measured = {} if test is None else measure(self.task, self.plain_model, test, self.machine.device)
         result = {
             "status": self.at.status,
             "steps": self.at.step,
             "validation": self.at.history[-1].get("validation"),
-            "test": None if test is None else evaluate(self.task, self.model, test, self.machine.device),
+            "test": measured.pop(METRIC, None),
             "updates_per_second": self.at.step / max(self.at.seconds, 1e-9),
             "history": self.at.history,
         }
+        if "stop" in self.config:
+            result["stopped"] = self.at.stopped
+        if measured:
+            result["scores"] = measured
+        return on_first(lambda: self._written(result))
+
+    def _written(self, result: dict[str, Any]) -> Record:
         weights = self.folder / "weights" / f"{run_name(self.config)}.safetensors"
         write_atomically(weights, lambda part: save_model(self.plain_model, str(part)))
         record = new_record(self.config, result)
@@ -217,11 +315,11 @@ class _Run:
             part.unlink(missing_ok=True)
         return record
 
-    def _updates(self, count: int) -> float:
-        """Make `count` real updates; the mean loss of their batches."""
+    def _updates(self, updates: int) -> float:
+        """Make so many real updates; the mean loss of their batches."""
         started = time.perf_counter()
-        machine, task, total = self.machine, self.task, torch.zeros((), device=self.machine.device)
-        end, first, skips = self.at.step + count, self.at.batches, 0
+        machine, task, summed = self.machine, self.task, torch.zeros((), device=self.machine.device)
+        end, first, skips = self.at.step + updates, self.at.batches, 0
         while self.at.step < end:
             for x, y in itertools.islice(self.supply, self.config["accumulation"]):
                 with machine.accumulate(self.model):
@@ -231,7 +329,7 @@ class _Run:
                     machine.backward(loss)
                     self.optimizer.step()
                     self.optimizer.zero_grad()
-                total += loss.detach()
+                summed += loss.detach()
                 self.at.batches += 1
             if machine.optimizer_step_was_skipped:  # an overflow in fp16 is no update
                 skips += 1
@@ -241,16 +339,16 @@ class _Run:
                 self.scheduler.step()
                 self.at.step += 1
                 skips = 0
-        mean = float(total) / (self.at.batches - first)
+        mean = total(float(summed)) / count() / (self.at.batches - first)
         self.at.seconds += time.perf_counter() - started
         return mean
 
     def _measured(self) -> dict[str, float]:
         """The metric on the validation data, or on the test data where the task has no validation data."""
-        task, device = self.task, self.machine.device
-        if task.validation is not None:
-            return {"validation": evaluate(task, self.model, task.validation, device)}
-        return {"test": evaluate(task, self.model, task.test, device)}  # type: ignore[arg-type]
+        task = self.task
+        name, source = ("test", task.test) if task.validation is None else ("validation", task.validation)
+        measured = measure(task, self.plain_model, source, self.machine.device)  # type: ignore[arg-type]
+        return {name: measured.pop(METRIC), **{f"{name} {score}": value for score, value in measured.items()}}
 
     def _latest(self) -> float:
         last = self.at.history[-1] if self.at.history else {}

@@ -8,8 +8,23 @@ try:
 except ImportError:
     raise ImportError("the torch adapter needs PyTorch: pip install 'cyclr[torch]'") from None
 
+from cyclr.torch.ensemble import Ensemble
+from cyclr.torch.layers import groups_by_depth
+from cyclr.torch.processes import ProcessError
 from cyclr.torch.range_test import range_test
 from cyclr.torch.scheduler import ScheduleLR
-from cyclr.torch.state import RestoreError, Snapshot, restored
+from cyclr.torch.snapshots import SnapshotError, Snapshots
+from cyclr.torch.state import RestoreError, SavedState, restored
 
-__all__ = ["RestoreError", "ScheduleLR", "Snapshot", "range_test", "restored"]
+__all__ = [
+    "Ensemble",
+    "ProcessError",
+    "RestoreError",
+    "SavedState",
+    "ScheduleLR",
+    "SnapshotError",
+    "Snapshots",
+    "groups_by_depth",
+    "range_test",
+    "restored",
+]

@@ -1,0 +1,138 @@
+"""What a run's snapshots are worth: each member, the ensemble of the last m, and the average of their weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cyclr.lab.data import Source, in_order
+from cyclr.lab.evaluation import BATCH, evaluate
+from cyclr.lab.task import Task
+from cyclr.torch.ensemble import Ensemble
+from cyclr.torch.snapshots import MANIFEST, SnapshotError, read_manifest
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """One model: a member, an ensemble of some, or the average of all.
+
+    Attributes:
+        kind: "member", "ensemble" or "average".
+        steps: updates after which its snapshots were taken.
+        validation, test: the task's metric; None where the task has no such data.
+        cost: seconds that it needs to predict, relative to the last member.
+    """
+
+    kind: str
+    steps: tuple[int, ...]
+    validation: float | None
+    test: float | None
+    cost: float
+
+    @property
+    def score(self) -> float:
+        """The metric on the test data, or on the validation data without any."""
+        return float(self.test if self.test is not None else self.validation)  # type: ignore[arg-type]
+
+
+def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int | None = None) -> list[Assessed]:
+    """Measure members, ensembles of the last m (m = 2, 3, ...) and the average of the weights (SWA) of a run.
+
+    For nets whose outputs are scores of classes. A metric sees the logarithm of the mean probabilities, whose softmax
+    is these probabilities.
+
+    Args:
+        task: what the run trained.
+        folder: of the snapshots, or of the run.
+        last, best: only so many of the members.
+
+    Returns:
+        The members in the order of their steps, then the ensembles from 2 members to all, then the average.
+
+    Raises:
+        SnapshotError: no snapshots, or of another task; damaged or missing files.
+    """
+    folder = find_snapshots(Path(folder))
+    about, _ = read_manifest(folder)
+    if about["task"] != snapshots_name(task):
+        raise SnapshotError(f"{folder} holds snapshots of {about['task']}, not of {snapshots_name(task)}")
+    model, _ = task.build(seed=0)
+    ensemble = Ensemble(folder, model, last=last, best=best)
+    steps = tuple(member.step for member in ensemble.members)
+    seen = {name: _predicted(task, ensemble, source) for name, source in _sources(task).items()}
+    _, seconds, _ = seen["test" if "test" in seen else "validation"]
+
+    def measured(name: str, chosen: Sequence[int]) -> float | None:
+        if name not in seen:
+            return None
+        probabilities, _, target = seen[name]
+        mean = torch.stack([probabilities[index] for index in chosen]).mean(0)
+        return float(task.metric(mean.clamp_min(torch.finfo(mean.dtype).tiny).log(), target))
+
+    found = []
+    singles = [(index,) for index in range(len(steps))]
+    groups = [tuple(range(len(steps) - count, len(steps))) for count in range(2, len(steps) + 1)]
+    for kind, chosen in [*(("member", each) for each in singles), *(("ensemble", each) for each in groups)]:
+        found.append(
+            Assessed(
+                kind,
+                tuple(steps[index] for index in chosen),
+                measured("validation", chosen),
+                measured("test", chosen),
+                sum(seconds[index] for index in chosen) / seconds[-1],
+            )
+        )
+    return [*found, _average(task, ensemble, steps)]
+
+
+def find_snapshots(folder: Path) -> Path:
+    """The folder with the manifest: this one, or that of its only run.
+
+    Raises:
+        SnapshotError: there is none, or several runs have one.
+    """
+    if (folder / MANIFEST).exists():
+        return folder
+    runs = sorted(path.parent for path in folder.glob(f"snapshots/*/{MANIFEST}"))
+    if len(runs) > 1:
+        names = ", ".join(str(run) for run in runs)
+        raise SnapshotError(f"{folder} holds the snapshots of several runs, choose one of {names}")
+    if not runs:
+        raise SnapshotError(f"{folder} holds no snapshots; make some with cyclr train TASK --snapshots 5")
+    return runs[0]
+
+
+def snapshots_name(task: Task) -> str:
+    """How a manifest calls a task: its name, and the checksum that tells it from others of that name."""
+    return f"{task.name} {task.fingerprint()}"
+
+
+def _sources(task: Task) -> dict[str, Source]:
+    sources = {"validation": task.validation, "test": task.test}
+    return {name: source for name, source in sources.items() if source is not None}
+
+
+def _batches(task: Task, source: Source) -> Iterable[tuple[Tensor, Tensor]]:
+    return in_order(source, BATCH, torch.device("cpu"), task.workers)
+
+
+def _predicted(task: Task, ensemble: Ensemble, source: Source) -> tuple[list[Tensor], list[float], Tensor]:
+    """Each member's probabilities, the seconds that they took, and the targets."""
+    target = torch.cat([y for _, y in _batches(task, source)])
+    probabilities, seconds, began = [], [], time.perf_counter()
+    for each in ensemble.each(lambda: _batches(task, source)):
+        probabilities.append(each)
+        seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+    return probabilities, seconds, target
+
+
+def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...]) -> Assessed:
+    model = ensemble.average(_batches(task, task.train))
+    values = {name: evaluate(task, model, source, torch.device("cpu")) for name, source in _sources(task).items()}
+    return Assessed("average", steps, values.get("validation"), values.get("test"), 1.0)

@@ -1,0 +1,236 @@
+"""What the lab does at a cycle's end: snapshots that survive a kill, stopping there, what snapshots are worth."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cyclr
+from cyclr import reason_to_stop
+from cyclr.lab import assess, train
+from cyclr.torch import Ensemble, SnapshotError
+from tiny_task import make, points, task
+
+TASK = Path(__file__).with_name("tiny_task.py")
+SCHEDULE = cyclr.triangular(0.02, 0.2, stepsize=20)
+
+
+def snapshots_in(folder):
+    """The weights of each member, by step."""
+    (path,) = (folder / "snapshots").iterdir()
+    return {member.step: load_file(path / member.file) for member in Ensemble(path, task().model()).members}
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step):
+    def progress(done, *_):
+        if done >= step:
+            raise Crash
+
+    return progress
+
+
+def cyclr_command(*words):
+    return subprocess.run([sys.executable, "-m", "cyclr", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("crashes", [(45,), (80, 130), (150,)])
+def test_snapshots_of_a_run_that_was_cut_off_are_those_of_a_whole_one(crashes, tmp_path):
+    whole = train(task(), SCHEDULE, 170, tmp_path / "whole", snapshots=3)
+    for step in crashes:
+        with pytest.raises(Crash):
+            train(task(), SCHEDULE, 170, tmp_path / "cut", snapshots=3, checkpoint_seconds=0, progress=crash_at(step))
+    again = train(task(), SCHEDULE, 170, tmp_path / "cut", snapshots=3, checkpoint_seconds=0)
+    assert again["result"]["history"] == whole["result"]["history"]
+    wanted, found = snapshots_in(tmp_path / "whole"), snapshots_in(tmp_path / "cut")
+    assert list(found) == list(wanted) == [80, 120, 160]
+    for step, tensors in wanted.items():
+        assert all(torch.equal(found[step][name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_member_is_the_model_that_was_evaluated_at_its_step(tmp_path):
+    record = train(task(), SCHEDULE, 120, tmp_path, snapshots=9)
+    (path,) = (tmp_path / "snapshots").iterdir()
+    members = Ensemble(path, task().model()).members
+    history = {point["step"]: point["validation"] for point in record["result"]["history"]}
+    assert {member.step: member.metric for member in members} == history
+    found = assess(task(), tmp_path)
+    singles = {each.steps[0]: each.validation for each in found if each.kind == "member"}
+    assert singles == pytest.approx(history)
+    assert found[2].test == pytest.approx(record["result"]["test"])
+
+
+def test_an_ensemble_is_assessed_by_the_mean_of_its_members_probabilities(tmp_path):
+    train(task(), SCHEDULE, 160, tmp_path, snapshots=9)
+    x, y = task().test
+    probabilities = []
+    for tensors in snapshots_in(tmp_path).values():
+        model = task().model().eval()
+        model.load_state_dict(tensors)
+        with torch.no_grad():
+            probabilities.append(model(x).softmax(-1))
+    found = assess(task(), tmp_path)
+    costs = {each.steps[0]: each.cost for each in found if each.kind == "member"}
+    assert costs[160] == 1.0
+    assert [each.steps for each in found if each.kind == "ensemble"] == [(120, 160), (80, 120, 160), (40, 80, 120, 160)]
+    for each in found:
+        if each.kind == "ensemble":
+            mean = torch.stack(probabilities[-len(each.steps) :]).mean(0)
+            assert each.test == pytest.approx(float((mean.argmax(-1) == y).float().mean()))
+            assert each.cost == pytest.approx(sum(costs[step] for step in each.steps))
+    assert found[-1].kind == "average"
+
+
+def test_the_test_set_chooses_no_member(tmp_path):
+    judged_on_test = make(validation=None)
+    train(judged_on_test, SCHEDULE, 80, tmp_path, snapshots=2)
+    with pytest.raises(SnapshotError, match="has no metric to choose by; choose the last ones"):
+        assess(judged_on_test, tmp_path, best=1)
+
+
+def test_without_snapshots_or_stopping_a_run_is_called_as_before(tmp_path):
+    record = train(task(), SCHEDULE, 40, tmp_path)
+    assert not {"snapshots", "stop", "seconds", "patience"} & record["config"].keys()
+    assert not {"stopped", "scores"} & record["result"].keys()
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_snapshots_are_taken_where_they_are_asked_for_without_any_cycles(tmp_path):
+    record = train(task(), cyclr.fixed(0.05), 100, tmp_path, snapshots=[30, 70, 100])
+    assert list(snapshots_in(tmp_path)) == [30, 70, 100]
+    assert {30, 70, 100} <= {point["step"] for point in record["result"]["history"]}
+
+
+# Stopping
+
+
+def test_it_stops_at_the_last_cycles_end_within_the_budget(tmp_path):
+    record = train(task(), SCHEDULE, 139, tmp_path, stop="cycle_end")
+    assert (record["result"]["steps"], record["result"]["stopped"]) == (120, None)
+
+
+def test_it_stops_where_the_metric_has_not_improved_for_some_cycles(tmp_path):
+    values = iter([0.5, 0.7, 0.6, 0.7, 0.8, 0.9])
+
+    def metric(output, target):  # of the validation data, whose 80 examples are one batch, the next value
+        return torch.tensor(next(values) if len(target) == 80 else 0.0)
+
+    built = make(metric=metric, test=tuple(each[:40] for each in points()))
+    record = train(built, SCHEDULE, 400, tmp_path, stop="cycle_end", patience=2)
+    assert record["result"]["steps"] == 160
+    assert record["result"]["stopped"] == "no better metric for 2 cycles"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The training's clock, which moves by a second with each batch of `slow`."""
+    now = [0.0]
+    monkeypatch.setattr("cyclr.lab.training.time.perf_counter", lambda: now[0])
+    return now
+
+
+def slow(clock):
+    def loss(output, target):
+        clock[0] += 1.0
+        return torch.nn.functional.cross_entropy(output, target)
+
+    return make(loss=loss)
+
+
+def test_it_begins_no_cycle_that_would_end_after_the_time_is_up(tmp_path, clock):
+    record = train(slow(clock), SCHEDULE, 400, tmp_path, stop="cycle_end", seconds=100.0)
+    assert record["result"]["steps"] == 80
+    assert record["result"]["stopped"] == "another cycle would take it past 100 seconds"
+
+
+def test_the_time_before_a_run_was_cut_off_counts(tmp_path, clock):
+    settings = {"stop": "cycle_end", "seconds": 170.0, "checkpoint_seconds": 0}
+    with pytest.raises(Crash):
+        train(slow(clock), SCHEDULE, 400, tmp_path, **settings, progress=crash_at(90))
+    clock[0] = 0.0
+    record = train(slow(clock), SCHEDULE, 400, tmp_path, **settings)
+    assert record["result"]["steps"] == 160
+
+
+@pytest.mark.parametrize(
+    ("ends", "limits", "reason"),
+    [
+        ([], {"seconds": 1.0}, None),
+        ([(10, 0.5)], {"seconds": 20}, None),
+        ([(10, 0.5)], {"seconds": 19.9}, "another cycle would take it past 19.9 seconds"),
+        ([(10, 0.5)], {"seconds": 5}, "another cycle would take it past 5 seconds"),
+        ([(10, 0.5), (30, 0.6)], {"seconds": 50}, None),
+        ([(10, 0.5), (20, 0.5)], {"patience": 1}, "no better metric for 1 cycle"),
+        ([(10, 0.5), (20, 0.6)], {"patience": 1}, None),
+        ([(10, 0.5), (20, 0.4)], {}, None),
+    ],
+)
+def test_the_reason_to_stop(ends, limits, reason):
+    assert reason_to_stop(ends, **limits) == reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"seconds": 5.0}, 'give stop="cycle_end" with them'),
+        ({"stop": "cycle"}, "unknown stop 'cycle'; choose from budget, cycle_end"),
+        ({"stop": "cycle_end", "patience": 0}, "patience must be at least 1, got 0"),
+        ({"stop": "cycle_end", "seconds": 0.0}, "seconds must be finite and above 0, got 0"),
+        ({"snapshots": 0}, "snapshots must be at least 1, got 0"),
+        ({"snapshots": 2, "total_steps": 39}, "completes no cycle within total_steps"),
+        ({"stop": "cycle_end", "total_steps": 39}, "completes no cycle within total_steps"),
+    ],
+)
+def test_wrong_settings_are_refused_and_nothing_is_written(settings, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        train(task(), SCHEDULE, **{"total_steps": 200, "out": tmp_path, **settings})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patience_needs_validation_data(tmp_path):
+    with pytest.raises(ValueError, match="patience needs validation data, and task tiny has none"):
+        train(make(validation=None), SCHEDULE, 200, tmp_path, stop="cycle_end", patience=2)
+
+
+# The command
+
+
+def test_the_command_takes_snapshots_and_says_what_they_are_worth(tmp_path):
+    out = tmp_path / "out"
+    options = ["--base-lr", 0.02, "--max-lr", 0.2, "--steps", 160, "--out", out]
+    done = cyclr_command("train", TASK, *options, "--snapshots", 3, "--patience", 50)
+    assert done.returncode == 0, done.stderr
+    shown = cyclr_command("ensemble", out, "--task", TASK)
+    assert shown.returncode == 0, shown.stderr
+    assert "ensemble of the last 3" in shown.stdout
+    models = json.loads(cyclr_command("ensemble", out, "--task", TASK, "--last", 2, "--json").stdout)["models"]
+    wanted = assess(task(), out, last=2)
+    assert [(each["kind"], each["test"]) for each in models] == [(each.kind, each.test) for each in wanted]
+    (manifest,) = out.rglob("manifest.json")
+    for words, sentence in (
+        (["ensemble", out], "holds snapshots of tiny, which is not built in; give --task file.py"),
+        (["ensemble", out, "--task", "digits"], r"holds snapshots of tiny"),
+        (["ensemble", tmp_path], "holds no snapshots; make some with cyclr train TASK --snapshots"),
+        (["ensemble", out, "--task", TASK, "--last", 9], "last must be at most 3"),
+    ):
+        told = cyclr_command(*words)
+        assert (told.returncode, told.stdout) == (2, "")
+        assert sentence in told.stderr
+        assert told.stderr.count("\n") == 1
+    manifest.write_text(manifest.read_text().replace('"step": ', '"step": 1'))
+    told = cyclr_command("ensemble", out, "--task", TASK)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "manifest.json was edited, its checksum is another" in told.stderr
+
+
+def test_snapshots_of_another_task_are_told(tmp_path):
+    train(task(), SCHEDULE, 80, tmp_path, snapshots=2)
+    with pytest.raises(SnapshotError, match=r"holds snapshots of tiny .*, not of tiny"):
+        assess(make(batch_size=10), tmp_path)
