@@ -126,6 +126,7 @@ class Table:
         value: a record's number; `unit` says of what, and it is shown with so many `decimals`.
         train: what makes a run, as `cyclr.lab.train`.
         gpu: too large for two cores; the queue leaves it out unless it is named.
+        remarks: text below the table, made of its records.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Table:
     decimals: int = 2
     train: Train = train
     gpu: bool = False
+    remarks: Callable[[Table, Runs], str] = lambda table, runs: ""
 
     def __post_init__(self) -> None:
         names = [cell.name for cell in self.cells]

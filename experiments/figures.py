@@ -19,6 +19,7 @@ AGAINST_UPDATES: dict[str, tuple[str, tuple[str, ...]]] = {
     "figure4": ("table1", ("exp-70", "exp-range-42")),
     "figure5": ("table3", ("nesterov", "adam")),
     "figure6": ("figure6", ("fixed", "triangular")),
+    "anytime": ("anytime", ("one-run",)),
 }
 COLOURS = ("#1f6fb2", "#c8442d", "#3d8b54", "#8a5fb0", "#d28b1f", "#5a6472", "#b05f86")
 BY_EYE = {"base_lr": 0.001, "max_lr": 0.006}  # what the paper read off its Figure 3
@@ -86,12 +87,16 @@ def draw_against_updates(cells: list[Cell], runs: Runs, path: Path) -> None:
             ends = set(record["config"]["cycle_ends"])
             dots = [(step, value) for step, value in zip(steps, values, strict=True) if step in ends]
             axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=5) if dots else None
-    axes.set(xlabel="updates", ylabel="accuracy on the test set, %")
+    judged = {"test": "test set", "validation": "held-out images"}
+    on = next(judged[name] for name in judged if any(name in p for r in runs.values() for p in r["result"]["history"]))
+    axes.set(xlabel="updates", ylabel=f"accuracy on the {on}, %")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=110))
 
 
 def history(record: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    points = [point for point in record["result"]["history"] if point.get("test") is not None]
-    return [point["step"] for point in points], [100.0 * point["test"] for point in points]
+    """Updates, and the accuracy in percent after them: on the test data, or on held-out data where that is judged."""
+    seen = [(point["step"], point.get("test", point.get("validation"))) for point in record["result"]["history"]]
+    points = [(step, 100.0 * value) for step, value in seen if value is not None]
+    return [step for step, _ in points], [value for _, value in points]

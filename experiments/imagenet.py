@@ -110,7 +110,7 @@ def torchvision() -> Any:
     try:
         import torchvision
     except ImportError:
-        raise TaskError("AlexNet and GoogLeNet are torchvision's: pip install torchvision") from None
+        raise TaskError("AlexNet and GoogLeNet are torchvision's: pip install 'cyclr[vision]'") from None
     return torchvision
 
 

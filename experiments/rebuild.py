@@ -95,6 +95,8 @@ def text_of(table: Table, runs: Runs) -> str:
         "",
         f"In {table.unit}; n runs that differ in their seed.",
     ]
+    if remarks := table.remarks(table, runs):
+        lines += ["", remarks]
     for figure, cells in figures.against_updates(table, runs).items():
         shown = "; ".join(f"{cell.row}, {cell.column}" for cell in cells)
         lines += ["", f"![Accuracy against updates: {shown}]({table.name}/{figure}.png)"]

@@ -6,11 +6,15 @@ Processes share the queue: each claims a run, and the claim of a process that di
 on from its last checkpoint to the same bits. Start as many as there are cores (or a dozen on a large GPU), stop them as
 you like, start them again. Seed 0 of all tables comes first, so whatever is finished is already a table; within a seed
 the order is that of the tables on the command line and of their cells. Then: python experiments/rebuild.py
+
+`--on ray` (or ray:HOST:PORT) starts as many such processes as a cluster has room for, with `--gpus 1` a GPU for each.
+Its machines must share this folder and its locks.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -159,6 +163,24 @@ class Queue:
         self.say(f"the records in {folder} could not be committed, they are in place: {done.stderr or done.stdout}")
 
 
+def work_on(queue: Queue) -> dict[str, str]:
+    """What a process on Ray does; the runs that failed, with why."""
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(TimeIsUp):
+        queue.work()
+    return queue.failed
+
+
+def spread_over(on: str, queue: Queue, cpus: float, gpus: float) -> None:
+    """The queue, worked on by as many processes as a cluster has room for."""
+    from cyclr.lab.on_ray import spread
+
+    for _, failed in spread(work_on, queue, None, on=on, cpus=cpus, gpus=gpus):
+        queue.failed |= failed
+        for run, why in failed.items():
+            queue.say(f"{run} failed: {why}")
+
+
 def show(queue: Queue) -> None:
     """The queue as a list, with the work that is left."""
     left = queue.left()
@@ -179,6 +201,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1, for one process a core")
+    parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
+    parser.add_argument("--cpus", type=float, default=1.0, help="of each process on Ray")
+    parser.add_argument("--gpus", type=float, default=0.0, help="of each process on Ray")
     options = parser.parse_args()
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}")
@@ -193,7 +218,12 @@ def main() -> None:
         commit=options.commit,
     )
     try:
-        show(queue) if options.list else queue.work()
+        if options.list:
+            show(queue)
+        elif options.on == "local":
+            queue.work()
+        else:
+            spread_over(options.on, queue, options.cpus, options.gpus)
     except TimeIsUp:
         sys.exit(0)
     except ValueError as error:  # records that cannot be believed: nothing is trained beside them

@@ -1,0 +1,190 @@
+"""Snapshot ensembles as in arXiv 1704.00109: what M snapshots of one training are worth, at the same budget of updates.
+
+All rows have one budget: a single model under one cosine, snapshots at the ends of M cosine cycles, and a true
+ensemble of M trainings of an M-th of the budget each. The number is the ensemble's accuracy; the table below it has the
+last member, the ensembles of the last m, the average of the weights (SWA), and of the single model's run the ensemble
+of M snapshots without cycles. Two settings: the original's, for a GPU, and a scaled one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cyclr
+from cells import Cell, Record, Runs, Table
+from cyclr.lab import Task, assess, train
+from cyclr.lab.data import in_order
+from cyclr.lab.records import append_record, find_record, new_record
+from cyclr.lab.residual import DenseNet, ResNet
+from cyclr.torch import Ensemble
+from table4 import DATA, IMAGES, Net, task_of
+
+MEMBERS = (3, 5)
+SEED = 1000  # apart: the seeds of a true ensemble's trainings
+
+NETS = {
+    "ResNet": (
+        Net(lambda classes: ResNet(110, classes), lambda classes: ResNet(20, classes), 64, 200, (0, 0), 0.2, {}),
+        {"CIFAR-10": (94.48, 94.68), "CIFAR-100": (71.98, 75.81)},
+    ),
+    "DenseNet": (
+        Net(
+            lambda classes: DenseNet(40, classes, growth=12), lambda classes: DenseNet(22, classes, growth=8),
+            64, 300, (0, 0), 0.2, {},
+        ),
+        {"CIFAR-10": (94.76, 95.16), "CIFAR-100": (75.58, 78.07)},
+    ),
+}  # fmt: skip
+PAPERS_MEMBERS = {"ResNet": 5, "DenseNet": 6}
+SCALED_EPOCHS = 12
+KINDS = ("single", "snapshots", "true ensemble")
+
+
+def members_of(name: str) -> tuple[str, int]:
+    """A cell's kind and its M, from its name."""
+    kind = next(kind for kind in KINDS if kind.replace(" ", "-") in name)
+    return kind, 1 if kind == "single" else int(name.rpartition("-")[2])
+
+
+def train_and_assess(
+    task: Task,
+    schedule: Any,
+    updates: int,
+    out: Path,
+    *,
+    policy: str,
+    seed: int,
+    evaluate_at: Sequence[int],
+    **how: Any,
+) -> Record:
+    """Train what a cell says, with its snapshots, and leave one record of the ensemble."""
+    kind, members = members_of(policy)
+    runs = Path(out) / "weights" / "runs"  # each with its own record and snapshots, which are not committed
+    if kind == "true ensemble":
+        seeds = [SEED * (seed + 1) + number for number in range(members)]
+        trained = [
+            train(task, schedule, updates // members, runs, policy=policy, seed=each, snapshots=1, **how)
+            for each in seeds
+        ]
+    else:
+        at = sorted({updates * k // m for m in MEMBERS for k in range(1, m + 1)}) if kind == "single" else members
+        trained = [
+            train(task, schedule, updates, runs, policy=policy, seed=seed, evaluate_at=evaluate_at, snapshots=at, **how)
+        ]
+    config = {**trained[0]["config"], "total_steps": updates, "seed": seed, "evaluate_at": list(evaluate_at)}
+    if (record := find_record(Path(out), config)) is None:
+        folders = [runs / "snapshots" / each["run"] for each in trained]
+        record = new_record(config, {**trained[0]["result"], "steps": updates, "models": models(task, kind, folders)})
+        append_record(Path(out), record)
+    return record
+
+
+def models(task: Task, kind: str, folders: Sequence[Path]) -> dict[str, float]:
+    """Accuracies on the test data, by name; "ensemble" is the cell's own number."""
+    if kind == "true ensemble":
+        return {"ensemble": true_ensemble(task, folders)}
+    if kind == "single":
+        return without_cycles(task, folders[0])
+    found = assess(task, folders[0])
+    named = {f"last {len(each.steps)}": each.score for each in found if each.kind == "ensemble"}
+    member = [each.score for each in found if each.kind == "member"][-1]
+    return {"ensemble": [*named.values()][-1], "last member": member, "average": found[-1].score, **named}
+
+
+def probabilities(task: Task, folder: Path) -> list[torch.Tensor]:
+    model, _ = task.build(seed=0)
+    ensemble = Ensemble(folder, model)
+    return list(ensemble.each(lambda: in_order(task.test, 500, torch.device("cpu"))))  # type: ignore[arg-type]
+
+
+def accuracy(task: Task, members: Sequence[torch.Tensor]) -> float:
+    target = torch.cat([y for _, y in in_order(task.test, 500, torch.device("cpu"))])  # type: ignore[arg-type]
+    return float((torch.stack(list(members)).mean(0).argmax(-1) == target).float().mean())
+
+
+def true_ensemble(task: Task, folders: Sequence[Path]) -> float:
+    return accuracy(task, [probabilities(task, folder)[-1] for folder in folders])
+
+
+def without_cycles(task: Task, folder: Path) -> dict[str, float]:
+    """The single model, and ensembles of evenly spaced snapshots on its way."""
+    model, _ = task.build(seed=0)
+    steps = [member.step for member in Ensemble(folder, model).members]
+    by_step = dict(zip(steps, probabilities(task, folder), strict=True))
+    last = steps[-1]
+    return {
+        "ensemble": accuracy(task, [by_step[last]]),
+        **{f"without cycles, {m}": accuracy(task, [by_step[last * k // m] for k in range(1, m + 1)]) for m in MEMBERS},
+    }
+
+
+def value(record: Record) -> float:
+    return 100.0 * float(record["result"]["models"]["ensemble"])
+
+
+def remarks(table: Table, runs: Runs) -> str:
+    """What else the runs' snapshots say."""
+    lines = ["| row | column | what | accuracy, mean | sd | n |", "|---|---|---|---|---|---|"]
+    for cell in table.cells:
+        found = [record["result"]["models"] for (name, _), record in runs.items() if name == cell.name]
+        for what in [what for what in (found[0] if found else {}) if what != "ensemble"]:
+            values = [100.0 * each[what] for each in found]
+            sd = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            lines.append(
+                f"| {cell.row} | {cell.column} | {what} | {statistics.fmean(values):.2f} | {sd} | {len(values)} |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
+    tasks: dict[str, Callable[[str | None], Task]] = {}
+    cells: list[Cell] = []
+    for data in reversed(DATA):  # CIFAR-100 first: it is where ensembles gain most
+        for row, (net, paper) in NETS.items():
+            task = f"{DATA[data][0]}-{row.lower()}-snapshots{'-scaled' if scaled else ''}"
+            tasks[task] = task_of(task, data, net, scaled)
+            epoch = IMAGES // net.batch_size
+            total = (SCALED_EPOCHS if scaled else net.epochs) * epoch
+            total -= total % 15  # a whole number of cycles, 3 or 5
+            columns: list[tuple[str, int, float | None]] = [("single", 1, paper[data][0])]
+            for m in MEMBERS:
+                columns.append((f"snapshots, M = {m}", m, paper[data][1] if m == PAPERS_MEMBERS[row] else None))
+            columns += [(f"true ensemble, M = {m}", m, None) for m in MEMBERS]
+            for column, m, number in columns:
+                cosine = cyclr.cosine_restarts(0.0, net.max_lr, total // m)
+                cells.append(
+                    Cell(
+                        row,
+                        f"{data}, {column}",
+                        task,
+                        cosine,
+                        total,
+                        number,
+                        3,
+                        epoch * max(1, net.epochs // 20),
+                        scaled,
+                    )
+                )
+    return Table(
+        name, title, note, tasks, tuple(cells), value=value, train=train_and_assess, gpu=not scaled, remarks=remarks
+    )
+
+
+SCALED = table(
+    "snapshots-scaled",
+    "Snapshot ensembles, scaled",
+    "Not the original's setting: ResNet-20 and DenseNet-22-8, 12 epochs in batches of 64, cosine cycles from 0.2 to 0, "
+    "bf16. The paper's numbers (arXiv 1704.00109) are of ResNet-110 and DenseNet-40, for orientation.",
+    scaled=True,
+)
+TABLE = table(
+    "snapshots",
+    "Snapshot ensembles",
+    "ResNet-110 for 200 epochs and DenseNet-40-12 for 300, batches of 64, cosine cycles from 0.2 to 0, bf16.",
+    scaled=False,
+)
