@@ -1,8 +1,10 @@
 """The arrows between the parts, as code: who may import whom, who may print, and what is public."""
 
 import ast
+import itertools
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,21 @@ import pytest
 import cyclr
 
 SRC = Path(cyclr.__file__).parent
-CORE = {"arrays", "checks", "files", "schedules", "stages", "policies", "plan", "curve", "range_test", "bounds"}
+ROOT = Path(__file__).parent.parent
+CORE = {
+    "arrays",
+    "batches",
+    "checks",
+    "files",
+    "schedules",
+    "stages",
+    "policies",
+    "plan",
+    "curve",
+    "range_test",
+    "bounds",
+    "stopping",
+}
 STANDARD = set(sys.stdlib_module_names)
 
 
@@ -47,8 +63,20 @@ FILES = {
 }
 
 
+ADAPTERS = {"torch", "jax", "keras", "lightning", "transformers"}
+
+
 def test_every_file_belongs_to_a_part_that_has_rules():
-    assert set(FILES) == CORE | {"__init__", "__main__", "torch", "lab", "pictures", "report", "cli", "console"}
+    assert set(FILES) <= CORE | ADAPTERS | {
+        "__init__",
+        "__main__",
+        "lab",
+        "pictures",
+        "report",
+        "results",
+        "cli",
+        "console",
+    }
 
 
 @pytest.mark.parametrize("part", sorted(CORE))
@@ -65,8 +93,27 @@ def test_schedules_know_no_other_part():
 
 def test_the_torch_adapter_knows_torch_and_the_core():
     for path in FILES["torch"]:
-        assert outer(imports_of(path)) <= {"numpy", "torch"}
+        assert outer(imports_of(path, lazy=False)) <= {"numpy", "torch"}
+        assert outer(imports_of(path)) <= {"numpy", "torch", "safetensors"}  # when a snapshot is written or read
         assert inner(imports_of(path)) <= CORE | {"torch"}
+
+
+LIGHTNING = {"pytorch_lightning", "lightning_fabric", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("part", "framework", "below"),
+    [
+        ("jax", {"jax", "numpy"}, CORE),
+        ("keras", {"keras", "numpy"}, CORE | {"torch", "keras"}),
+        ("lightning", LIGHTNING, CORE | {"torch", "lightning"}),
+        ("transformers", {"accelerate", "torch", "transformers"}, CORE | {"torch"}),
+    ],
+)
+def test_an_adapter_knows_its_framework_and_what_is_below(part, framework, below):
+    for path in FILES[part]:
+        assert outer(imports_of(path)) <= framework
+        assert inner(imports_of(path)) <= below
 
 
 def test_the_adapter_computes_no_rate():
@@ -82,6 +129,7 @@ def test_the_lab_knows_the_adapter_and_the_core():
 def test_report_and_pictures_do_not_know_the_command():
     for part in ("report", "pictures"):
         assert inner(imports_of(SRC / f"{part}.py")) <= CORE | {"lab", "pictures"}
+    assert inner(imports_of(SRC / "results.py")) <= CORE | {"lab", "pictures", "report"}
 
 
 def test_only_the_command_prints_and_exits():
@@ -123,7 +171,17 @@ def test_importing_cyclr_loads_no_framework():
 
 
 def test_the_public_names_are_those_that_are_listed():
-    modules = CORE | {"torch", "lab", "pictures", "report", "cli", "console"}
+    modules = CORE | ADAPTERS | {"lab", "pictures", "report", "results", "cli", "console"}
     public = {name for name in vars(cyclr) if not name.startswith("_")} - (modules - set(cyclr.__all__))
     assert public == set(cyclr.__all__)
     assert len(cyclr.__all__) == len(set(cyclr.__all__))
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_the_extras_allow():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    allowed = dict(each.split(">=") for each in itertools.chain(*lists) if ">=" in each)
+    tested = dict(line.split("==") for line in (ROOT / "oldest.txt").read_text().splitlines() if "==" in line)
+    assert tested.keys() >= {"pytorch-lightning", "transformers", "accelerate", "keras", "jax", "optax", "numpy"}
+    for name in tested.keys() & allowed.keys():
+        assert f"{tested[name]}.".startswith(f"{allowed[name]}."), name

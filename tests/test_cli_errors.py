@@ -88,7 +88,10 @@ def test_a_broken_task_is_one_sentence_and_leaves_nothing(refused, tmp_path, nam
     [
         (("find", "missing.py"), "there is no task file missing.py"),
         (("find", f"{TASK}:tusk"), "has no function 'tusk'"),
-        (("find", "digit"), "unknown task 'digit'; choose from digits, cifar10-caffe (did you mean digits?)"),
+        (
+            ("find", "digit"),
+            "unknown task 'digit'; choose from digits, cifar10-caffe, googlenet-pneumonia (did you mean digits?)",
+        ),
         (("find", TASK, "--policy", "triangle"), "unknown policy 'triangle'"),
         (("find", TASK, "--metric", "acuracy"), "did you mean accuracy?"),
         (("find", TASK, "--precision", "bf61"), "did you mean bf16?"),

@@ -73,7 +73,7 @@ def test_without_torchvision_or_data_there_is_a_sentence(monkeypatch, tmp_path):
     with pytest.raises(TaskError, match="imagenet/train/CLASS"):
         imagenet.pictures(str(tmp_path))
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(TaskError, match="pip install torchvision"):
+    with pytest.raises(TaskError, match=r"pip install 'cyclr\[vision\]'"):
         imagenet.build("AlexNet", 10, 64)
 
 

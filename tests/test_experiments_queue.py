@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -46,13 +47,14 @@ def test_two_workers_share_the_runs_and_a_killed_one_loses_nothing(tmp_path, und
         time.sleep(0.002)
     victim, other = workers
     victim.kill()
-    before = victim.communicate()[0].count("updates a second")
-    said = other.communicate(timeout=60)[0]
+    before = victim.communicate()[0]
+    said = before + other.communicate(timeout=60)[0]
     assert other.returncode == 0
     records = read_records(tmp_path / "tiny")
     assert len(records) == len({record["run"] for record in records}) == RUNS
     assert results_of(tmp_path) == undisturbed
-    assert said.count("updates a second") + before == RUNS
+    told = re.findall(r"(\S+): \S+ \(\S+ updates a second\)", said)
+    assert len(told) == len(set(told)) >= RUNS - 1  # the victim may have had no time to tell of its own
 
 
 def test_seed_0_of_everything_comes_first_and_the_cells_keep_their_order():

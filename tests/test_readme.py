@@ -49,7 +49,7 @@ def test_the_task_is_one(tmp_path):
 def test_the_commands_named_are_those_that_exist():
     help_text = subprocess.run([sys.executable, "-m", "cyclr", "--help"], capture_output=True, text=True, check=True)
     named = set(re.findall(r"^    cyclr (\w+) ", README, flags=re.MULTILINE))
-    assert named == {"find", "train", "compare", "report", "demo"}
+    assert named == {"find", "train", "compare", "ensemble", "report", "demo"}
     assert all(command in help_text.stdout for command in named)
 
 
