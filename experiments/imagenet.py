@@ -187,7 +187,7 @@ def stand_in(net: str) -> Callable[[str | None], Task]:
         return Task(
             name=f"cifar100-{net.lower()}-stand-in", model=lambda: build(net, 100, 64),
             optimizer=functools.partial(optimizer_of, net), loss=loss, metric=metric, train=train, test=test,
-            batch_size=BATCH[net], augment=crop_and_flip(4), precision="bf16",
+            batch_size=BATCH[net], augment=crop_and_flip(4),
         )  # fmt: skip
 
     return make

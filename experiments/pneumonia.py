@@ -122,7 +122,8 @@ TABLE = Table(
     "Fine-tuning GoogLeNet on chest X-rays, layer by layer",
     "PneumoniaMNIST at 32 pixels; GoogLeNet pretrained on CIFAR-100 by [pretrain_googlenet.py](pretrain_googlenet.py) "
     "([its record](googlenet/records.jsonl)). Layer by layer: five groups by depth, each at 1/2.6 of the next one's "
-    "rate. Four cycles in 880 updates (12 epochs). The cyclical range is what one range test of the task read.",
+    "rate. Four cycles in 880 updates (12 epochs). The cyclical range is what one range test of the task read. "
+    "BatchNorm's statistics follow the X-rays in all rows, the last layer's too.",
     {name: task_of(layers) for layers, name in NAMES.items()},
     tuple(cells()),
     value=score_of,

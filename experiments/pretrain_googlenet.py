@@ -41,7 +41,6 @@ def googlenet_cifar100(data_dir: str | None = None) -> Task:
         test=(normalised(test_x), test_y),
         batch_size=64,
         augment=crop_and_flip(),
-        precision="bf16",
     )
 
 

@@ -28,6 +28,7 @@ import torch
 
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
 from cyclr.lab import Task
+from cyclr.lab.precision import imitated
 from tables import TABLES
 
 PAUSE = 10.0  # seconds between looks at what others do, when nothing is left to claim
@@ -36,6 +37,10 @@ LOCKED = ("index.lock", "cannot lock ref", "Unable to create")
 
 class TimeIsUp(Exception):
     """The slice that this process was given is over."""
+
+
+class TooSlow(Exception):
+    """This machine would take ten times as long for a task as one that has its precision."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Queue:
     checkpoint_seconds: float = 60.0
     until: float = float("inf")
     commit: bool = False
+    imitate: bool = False
+    only: str = ""
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
     def __post_init__(self) -> None:
@@ -76,7 +83,7 @@ class Queue:
             for cell in table.cells
             for seed in range(self.seeds or cell.seeds)
         ]
-        return sorted(runs, key=lambda run: run.seed)
+        return sorted((run for run in runs if self.only in run.name), key=lambda run: run.seed)
 
     def left(self) -> list[Run]:
         """The runs without a record."""
@@ -102,6 +109,11 @@ class Queue:
             return False
         except TimeIsUp:
             raise
+        except TooSlow as error:  # so are the task's other runs
+            alike = [each for each in self.left() if (each.table, each.cell.task) == (run.table, run.cell.task)]
+            self.failed |= {each.name: str(error) for each in alike}
+            self.say(f"{len(alike)} runs of {run.table.name} are left: {error}")
+            return True
         except Exception as error:  # this run's own trouble: the others go on
             self.failed[run.name] = str(error)
             self.say(f"{run.name} failed: {type(error).__name__}: {error}")
@@ -115,6 +127,11 @@ class Queue:
     def _train(self, run: Run) -> Record:
         table, cell = run.table, run.cell
         task = self._task(table, cell.task)
+        if imitated(task.precision) and not self.imitate:
+            raise TooSlow(
+                f"{cell.task} computes in bf16, which this processor only imitates, about ten times as slow; "
+                "train it on a machine that has it, or use --imitate"
+            )
         if isinstance(cell.schedule, Found):
             with claimed(self.root, cell.schedule.folder):
                 read_bounds(cell.schedule, task, self.root)
@@ -196,11 +213,15 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", default=os.environ.get("CYCLR_DATA"), help="folder with the data sets")
     parser.add_argument("--seeds", type=int, help="so many runs of each cell, instead of its own number")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="just the runs whose name, as --list has it, holds this"
+    )
     parser.add_argument("--commit", action="store_true", help="commit each record as its run ends")
     parser.add_argument("--list", action="store_true", help="show the queue and train nothing")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1, for one process a core")
+    parser.add_argument("--imitate", action="store_true", help="train in bf16 on a processor that only imitates it")
     parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
     parser.add_argument("--cpus", type=float, default=1.0, help="of each process on Ray")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each process on Ray")
@@ -216,6 +237,8 @@ def main() -> None:
         checkpoint_seconds=options.checkpoint_seconds,
         until=time.monotonic() + 60.0 * options.minutes,
         commit=options.commit,
+        imitate=options.imitate,
+        only=options.only,
     )
     try:
         if options.list:

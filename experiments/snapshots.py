@@ -178,8 +178,8 @@ def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
 SCALED = table(
     "snapshots-scaled",
     "Snapshot ensembles, scaled",
-    "Not the original's setting: ResNet-20 and DenseNet-22-8, 12 epochs in batches of 64, cosine cycles from 0.2 to 0, "
-    "bf16. The paper's numbers (arXiv 1704.00109) are of ResNet-110 and DenseNet-40, for orientation.",
+    "Not the original's setting: ResNet-20 and DenseNet-22-8, 12 epochs in batches of 64, cosine cycles from 0.2 to 0. "
+    "The paper's numbers (arXiv 1704.00109) are of ResNet-110 and DenseNet-40, for orientation.",
     scaled=True,
 )
 TABLE = table(

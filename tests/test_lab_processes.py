@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_model
+
+import tiny_task
 
 TASK = str(Path(__file__).parent / "tiny_task.py")
 RUN = ["train", TASK, "--base-lr", "0.02", "--max-lr", "0.2"]
@@ -80,6 +84,20 @@ def test_two_processes_learn_what_one_learns(whole, tmp_path):
     first, other = (each["result"]["history"][0]["loss"] for each in (one, record))
     assert other == pytest.approx(first, rel=0.2)
     assert first != other  # dropout differs
+
+
+def test_scores_see_the_outputs_of_all_processes(tmp_path):
+    arguments = ["train", f"{TASK}:scored", *RUN[2:], "--steps", 60, "--json", "--out", tmp_path]
+    code, output, errors = done(torchrun(2, *arguments, cwd=tmp_path))
+    assert code == 0, errors
+    scores = json.loads(output)["result"]["scores"]
+    task = tiny_task.scored()
+    model, _ = task.build(seed=0)
+    (path,) = (tmp_path / "weights").iterdir()
+    load_model(model, path)
+    x, y = task.test
+    with torch.no_grad():
+        assert scores == {"balance": pytest.approx(tiny_task.balance(model.eval()(x), y)), "examples": len(y)}
 
 
 def test_a_process_that_dies_is_started_again_with_the_others_and_they_reach_the_same_bits(whole, tmp_path):

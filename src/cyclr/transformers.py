@@ -190,7 +190,7 @@ class AtCycleEnds(CycleEnds, TrainerCallback):  # type: ignore[misc, unused-igno
         actions: each is called as `action(step, model)`, after the update that completes a cycle and before the
             Trainer saves; a `cyclr.torch.Snapshots` is one. With several processes in each of them.
         schedule: whose cycles; by default that of the Trainer's ScheduleLR.
-        stop: called in the same way, last; True ends the training there.
+        stop: called in the same way, last; True ends the training there, in all processes if it is True in one.
 
     Raises:
         TypeError: an action that cannot be called.

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import cyclr
-from cyclr.lightning import RangeTest, range_test
+from cyclr.lightning import AtCycleEnds, RangeTest, range_test
+from cyclr.torch import Snapshots
 
 RAMP = cyclr.ramp(0.0, 0.5, 30)
 
@@ -56,6 +57,15 @@ def fitted(*callbacks):
     return digest(module)
 
 
+def to_cycle_ends(folder, rank):
+    """A fit with snapshots, which the second process alone wants to end: the updates, and the weights then."""
+    schedule, module = cyclr.triangular(0.01, 0.1, stepsize=1), Module()
+    ends = AtCycleEnds(Snapshots(folder, schedule), schedule=schedule, stop=lambda step, module: rank == 1)
+    trainer = trainer_of(ends, strategy="ddp", devices=2)
+    trainer.fit(module, loader(4))
+    return [trainer.global_step, digest(module)]
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -71,5 +81,6 @@ if __name__ == "__main__":
         "fitted with a test": fitted(callback),
         "inside": callback.curve.values.tolist(),
         "fitted": fitted(),
+        "at the first cycle's end": to_cycle_ends(Path(sys.argv[1]) / "snapshots", trainer.global_rank),
     }
     (Path(sys.argv[1]) / f"{trainer.global_rank}.json").write_text(json.dumps(seen))

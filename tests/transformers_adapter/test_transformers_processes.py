@@ -8,7 +8,10 @@ import sys
 import transformers_ddp
 from small_transformers import (
     SCHEDULE,
+    gpt2,
 )
+
+from cyclr.torch import Ensemble
 
 
 def test_under_ddp_all_processes_see_one_curve_and_the_training_is_not_touched(tmp_path):
@@ -25,3 +28,10 @@ def test_under_ddp_all_processes_see_one_curve_and_the_training_is_not_touched(t
     assert first["plain"]["rates"] == [SCHEDULE(step) for step in range(6)]
     assert first["curves"][0] == first["curves"][1]
     assert len(first["curves"][0]) == 12
+    updates, weights = first["at a cycle's end"]
+    assert updates == SCHEDULE.length
+    net = gpt2()
+    ensemble = Ensemble(tmp_path / "snapshots", net)
+    assert [member.step for member in ensemble.members] == [updates]
+    net.load_state_dict(ensemble._tensors(ensemble.members[0]), strict=False)  # its head is its embedding
+    assert [each.tolist() for each in net.parameters()] == weights

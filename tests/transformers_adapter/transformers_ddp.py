@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from small_transformers import (
     RAMP,
+    SCHEDULE,
     gpt2,
     scheduled,
     state_of,
     trainer_of,
 )
 
-from cyclr.transformers import RangeTest, range_test
+from cyclr.torch import Snapshots
+from cyclr.transformers import AtCycleEnds, RangeTest, range_test
 
 
 def under_ddp(folder):
@@ -37,7 +39,19 @@ def under_ddp(folder):
         trainer.train()
         seen[kind] = {"rates": rates[-6:], "weights": [p.tolist() for p in model.parameters()]}
     seen["curves"] = [curve.values.tolist(), test.curve.values.tolist()]
+    seen["at a cycle's end"] = to_cycle_ends(folder, rank)
     (folder / f"{rank}.json").write_text(json.dumps(seen))
+
+
+def to_cycle_ends(folder, rank):
+    """A training with snapshots, which the second process alone wants to end: the updates, and the weights then."""
+    model = gpt2(seed=rank)
+    optimizers, _rates = scheduled(model)
+    trainer = trainer_of(folder, model, optimizers=optimizers, max_steps=SCHEDULE.length + 3)
+    stop = AtCycleEnds(Snapshots(folder / "snapshots", SCHEDULE), stop=lambda step, model: rank == 1)
+    trainer.add_callback(stop)
+    trainer.train()
+    return [trainer.state.global_step, [p.tolist() for p in model.parameters()]]
 
 
 if __name__ == "__main__":

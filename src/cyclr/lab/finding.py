@@ -15,9 +15,10 @@ from cyclr.bounds import Bounds, find_bounds
 from cyclr.curve import Curve, Goal
 from cyclr.lab.data import Batches, held_out, mixed, size_of
 from cyclr.lab.evaluation import evaluate
+from cyclr.lab.precision import accelerator
 from cyclr.lab.processes import count, rank
 from cyclr.lab.task import Task, TaskError
-from cyclr.lab.training import accelerator, try_out
+from cyclr.lab.training import try_out
 from cyclr.range_test import Progress
 from cyclr.schedules import Ramp
 from cyclr.torch import range_test

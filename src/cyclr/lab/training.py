@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import save_model
 
 from cyclr import checks
@@ -22,6 +20,7 @@ from cyclr.lab.data import Batches, in_order, mixed
 from cyclr.lab.ensembling import snapshots_name
 from cyclr.lab.esgd import ESGD
 from cyclr.lab.evaluation import METRIC, measure
+from cyclr.lab.precision import accelerator
 from cyclr.lab.processes import count, on_first, rank, total
 from cyclr.lab.records import Record, append_record, find_record, new_record, run_name
 from cyclr.lab.task import Task, TaskError
@@ -35,16 +34,6 @@ EVALUATIONS = 10  # of a run without cycles
 UPDATES = 50  # between looks at the loss, the clock and the progress bar
 CHECKPOINT_SECONDS = 60.0
 SKIPS = 20  # updates in a row that fp16 may skip before a run counts as diverged
-
-
-def accelerator(precision: str, accumulation: int = 1) -> Accelerator:
-    """Accelerate's view of this machine: device and mixed precision ("no", "bf16" or "fp16")."""
-    checks.choice("precision", precision, ("no", "bf16", "fp16"))
-    count()  # the processes of this run have found each other before anything else is set up
-    # A process has one precision for all Accelerators; tasks of a session may differ in it.
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulation)
 
 
 def try_out(task: Task, precision: str | None = None) -> None:

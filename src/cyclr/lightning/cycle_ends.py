@@ -16,7 +16,7 @@ class AtCycleEnds(CycleEnds, Callback):
         actions: each is called as `action(step, module)`, after the update that completes a cycle and before
             checkpoints are written; a `cyclr.torch.Snapshots` is one. Under DDP in every process.
         schedule: whose cycles; by default that of the fit's ScheduleLR.
-        stop: called in the same way, last; True ends the fit there.
+        stop: called in the same way, last; True ends the fit there, in all processes if it is True in one.
 
     A fit that goes on from a checkpoint does not repeat what was done before it.
 

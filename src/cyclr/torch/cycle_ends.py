@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from cyclr.schedules import Schedule
+from cyclr.torch.processes import everywhere, group_of
 from cyclr.torch.scheduler import ScheduleLR
 
 Action: TypeAlias = Callable[[int, nn.Module], Any]
@@ -26,7 +27,7 @@ class CycleEnds:
         self.last = 0  # the last end that was reached
 
     def reached(self, schedulers: Iterable[Any], updates: int, model: nn.Module) -> bool:
-        """After an update: call the functions if a cycle has ended with it; whether to stop.
+        """After an update: call the functions if a cycle has ended with it; whether to stop, as any process wants.
 
         Args:
             schedulers: of the training; the first ScheduleLR among them knows step and schedule.
@@ -48,4 +49,5 @@ class CycleEnds:
         self.last = step
         for action in self._actions:
             action(step, model)
-        return self._stop is not None and bool(self._stop(step, model))
+        stop = self._stop is not None and bool(self._stop(step, model))
+        return not everywhere(not stop, group_of(model))  # one that went on alone would wait for the others for ever

@@ -116,7 +116,6 @@ def googlenet_pneumonia(data_dir: str | None = None, *, layers: str = "depth", w
         validation=validation,
         test=test,
         batch_size=64,
-        precision="bf16",
         scores={"balanced accuracy": balanced_accuracy, "AUC": auc},
         start=start,
     )
