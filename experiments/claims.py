@@ -23,10 +23,10 @@ def cyclical(record: Record) -> bool:
     return len(record["config"]["cycle_ends"]) >= 2
 
 
-def differences(table: Table, cell: Cell, runs: Runs) -> list[float]:
-    """To fixed, with the same seeds."""
-    shared = [seed for seed in seeds_of(cell, runs) if (FIXED, seed) in runs]
-    return [table.value(runs[cell.name, seed]) - table.value(runs[FIXED, seed]) for seed in shared]
+def differences(table: Table, cell: Cell, runs: Runs, other: str = FIXED) -> list[float]:
+    """To another cell's runs with the same seeds."""
+    shared = [seed for seed in seeds_of(cell, runs) if (other, seed) in runs]
+    return [table.value(runs[cell.name, seed]) - table.value(runs[other, seed]) for seed in shared]
 
 
 def said(values: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ import torch
 
 import cyclr
 from cells import Cell, Record, Runs, Table
+from claims import answer, differences, said
 from cyclr.lab import Task, assess, train
 from cyclr.lab.data import in_order
 from cyclr.lab.records import append_record, find_record, new_record
@@ -128,7 +129,23 @@ def value(record: Record) -> float:
 
 
 def remarks(table: Table, runs: Runs) -> str:
-    """What else the runs' snapshots say."""
+    """What an ensemble gains over the single model of its budget, and what else the runs' snapshots say."""
+    return "\n\n".join(part for part in (gains(table, runs), others(table, runs)) if part)
+
+
+def gains(table: Table, runs: Runs) -> str:
+    """Seed by seed, with a 95 % interval."""
+    lines = ["| row | column | gain over the single model, points (95 %) | better? |", "|---|---|---|---|"]
+    singles = {cell.task: cell.name for cell in table.cells if members_of(cell.name)[0] == "single"}
+    for cell in table.cells:
+        values = differences(table, cell, runs, singles[cell.task])
+        if values and cell.name not in singles.values():
+            lines.append(f"| {cell.row} | {cell.column} | {said(values)} | {answer(values)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def others(table: Table, runs: Runs) -> str:
+    """The last member, the ensembles of the last m, the average, and snapshots without cycles."""
     lines = ["| row | column | what | accuracy, mean | sd | n |", "|---|---|---|---|---|---|"]
     for cell in table.cells:
         found = [record["result"]["models"] for (name, _), record in runs.items() if name == cell.name]

@@ -84,3 +84,16 @@ def test_all_cells_of_a_net_have_one_budget_and_say_their_kind():
             assert cell.column.rpartition(", ")[2].startswith(kind) or f"M = {count}" in cell.column
             json.dumps(cell.settings(cell.schedule, 0))
         assert all(len(each) == 1 for each in budgets.values())
+
+
+def test_the_gain_is_over_the_single_model_of_the_same_seed():
+    def record(accuracy):
+        return {"result": {"models": {"ensemble": accuracy}}}
+
+    single, ensemble = "resnet-cifar-100-single", "resnet-cifar-100-snapshots-m-5"
+    runs = {(single, seed): record(0.5 + seed / 10) for seed in range(3)}
+    runs |= {(ensemble, seed): record(0.5 + seed / 10 + gain) for seed, gain in enumerate((0.01, 0.02, 0.03))}
+    runs[ensemble, 3] = record(0.9)  # without a single model of this seed
+    (line,) = [line for line in snapshots.gains(snapshots.SCALED, runs).splitlines() if "M = 5" in line]
+    half = 4.302653 / 3**0.5  # Student's t for three values with a standard deviation of 1
+    assert line.split(" | ")[2:] == [f"+2.00 ({2 - half:+.2f} to {2 + half:+.2f})", "cannot tell apart |"]
