@@ -203,6 +203,11 @@ def test_cycle_ends_and_cycle_at_agree(schedule, step, more):
         assert schedule.cycle_at(step) == len(ends) - stays_in_its_last
 
 
+@given(schedule=ANY)
+def test_ends_cycle_is_true_at_the_cycles_ends_and_nowhere_else(schedule):
+    assert [updates for updates in range(200) if schedule.ends_cycle(updates)] == schedule.cycle_ends(199)
+
+
 @pytest.mark.parametrize("policy", ["triangular", "triangular2", "welch", "hann", "exp_range", "exp_range_amplitude"])
 @given(bounds=BOUNDS, n=STEPSIZES, gamma=GAMMAS)
 def test_rate_is_lowest_where_a_cycle_ends(policy, bounds, n, gamma):

@@ -139,8 +139,11 @@ def unfreezing(total, saved_at=None):
             model, body, optimizer, scheduler = start(unfrozen=step >= 5)
             for thing, state in zip((model, optimizer, scheduler), kept, strict=True):
                 thing.load_state_dict(state)
+        hook = optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+        )
         update(model, optimizer, scheduler)
-        rates.append([group["lr"] for group in optimizer.param_groups])
+        hook.remove()
     return model.state_dict(), rates
 
 
@@ -148,7 +151,7 @@ def test_a_group_that_is_unfrozen_in_mid_run_follows_from_then_on():
     weights, rates = unfreezing(12)
     first = chain(2).state_dict()
     assert all(len(row) == (1 if step < 5 else 2) for step, row in enumerate(rates))
-    assert rates[6:] == [[CYCLES(step + 1), CYCLES(step + 1) * 0.5] for step in range(6, 12)]
+    assert rates[5:] == [[CYCLES(step), CYCLES(step) * 0.5] for step in range(5, 12)]
     assert not torch.equal(weights["0.weight"], first["0.weight"])
 
 
@@ -174,7 +177,8 @@ def test_a_range_test_of_one_group_moves_it_alone_and_leaves_no_trace(group):
     x = torch.randn(8, 3)
     curve = range_test(model, optimizer, loss, [(x, x)], ramp=cyclr.ramp(0.0, 0.1, 12), group=group)
     assert moved == {group}
-    assert [max(row) for row in rates] == list(curve.lrs)
+    multiplier = next(each["lr_multiplier"] for each in optimizer.param_groups if each["name"] == group)
+    assert [max(row) for row in rates] == [lr * multiplier for lr in curve.lrs]  # as under ScheduleLR
     assert all(sorted(row)[:2] == [0.0, 0.0] for row in rates)
     assert curve.meta["group"] == group
     assert repr(optimizer.param_groups) == groups

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cyclr
-from cyclr.torch import ScheduleLR
+from cyclr.torch import ScheduleLR, range_test
 
 CYCLES = cyclr.triangular2(base_lr=1e-3, max_lr=6e-3, stepsize=5)
 STEPS = 3 * 10 + 1  # three cycles
@@ -81,12 +81,11 @@ def test_one_schedule_per_group_none_leaves_a_group_alone_and_multipliers_scale(
 
 
 @pytest.mark.parametrize("lr", [CYCLES, [cyclr.fixed(0.25), CYCLES]])
-def test_a_group_added_on_the_way_follows_from_the_next_step(lr):
+def test_a_group_added_on_the_way_follows_from_the_next_update(lr):
     optimizer = torch.optim.SGD(groups_of({}, {})[: 2 if isinstance(lr, list) else 1], lr=0.5)
     scheduler = ScheduleLR(optimizer, lr=lr)
     train(optimizer, scheduler, 3)
     optimizer.add_param_group({"params": parameters(), "lr_multiplier": 2.0})
-    scheduler.step()
     used = train(optimizer, scheduler, 10)
     assert [rates[-1] for rates in used] == [2.0 * CYCLES(step) for step in range(3, 13)]
     assert [rates[-2] for rates in used] == [CYCLES(step) for step in range(3, 13)]
@@ -96,8 +95,6 @@ def test_steps_without_an_update_do_not_count():
     """Accelerate's prepared schedulers step once per process; a loop that accumulates may step after every batch."""
     optimizer = torch.optim.SGD(parameters(), lr=0.1)
     scheduler = ScheduleLR(optimizer, lr=CYCLES)
-    scheduler.step()  # nothing is known before the first update
-    scheduler.load_state_dict({"last_epoch": 0})
     for made in range(1, 12):
         optimizer.step()
         for _ in range(4):
@@ -106,18 +103,68 @@ def test_steps_without_an_update_do_not_count():
             assert scheduler.get_last_lr() == [CYCLES(made)]
 
 
-def test_updates_that_a_scaler_skips_do_not_count():
+def test_a_look_ahead_without_an_optimisers_update_is_taken_back_by_the_first_one():
     optimizer = torch.optim.SGD(parameters(), lr=0.1)
     scheduler = ScheduleLR(optimizer, lr=CYCLES)
+    for start in (0, 4):  # at the start of a run, and of one that goes on
+        scheduler.load_state_dict({"last_epoch": start})
+        for step in range(start, start + 12):
+            assert scheduler.get_last_lr() == [CYCLES(step)]
+            scheduler.step()
+    assert train(optimizer, scheduler, STEPS) == [[CYCLES(step)] for step in range(4, 4 + STEPS)]
+
+
+@pytest.mark.parametrize("accumulation", [2, 5])
+def test_batches_that_accumulate_before_the_first_update_do_not_count(accumulation):
+    optimizer = torch.optim.SGD(parameters(), lr=0.1)
+    scheduler, used = ScheduleLR(optimizer, lr=CYCLES), []
+    optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
+    for batch in range(1, 20 * accumulation + 1):
+        if batch % accumulation == 0:
+            optimizer.step()
+        scheduler.step()
+    assert used == [CYCLES(step) for step in range(20)]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("first", [True, False])
+def test_updates_that_a_scaler_skips_do_not_count(first, fused):
+    (weight,) = parameters()
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=fused)
+    scheduler, used = ScheduleLR(optimizer, lr=CYCLES), []
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for overflow in (False, True, True, False, True):
+    for overflow in (first, True, False, True, True, False, True, False):
         optimizer.zero_grad()
-        (weight,) = optimizer.param_groups[0]["params"]
+        before = weight.detach().clone()
         scaler.scale(weight.sum() * (float("inf") if overflow else 1.0)).backward()
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-    assert scheduler.last_epoch == 2
+        if not overflow:
+            used.append(float((before - weight.detach())[0]))
+    assert used == pytest.approx([CYCLES(step) for step in range(len(used))], rel=1e-3)
+    assert scheduler.last_epoch == len(used)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_range_tests_updates_are_not_the_trainings(ahead):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler, used = ScheduleLR(optimizer, lr=CYCLES), []
+    for _ in range(ahead):  # batches that accumulate, say
+        scheduler.step()
+    hook = optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
+    before = scheduler.last_epoch, scheduler._due
+    curve = range_test(model, optimizer, lambda x, y: x.sum(), [(torch.ones(2, 3),) * 2], ramp=cyclr.ramp(0.1, 0.2, 5))
+    hook.remove()
+    assert used == list(curve.lrs)
+    assert (scheduler.last_epoch, scheduler._due) == before
+    for batch in range(2, 41):  # one was seen before
+        if batch % 2 == 0:
+            used += train(optimizer, scheduler, 1)[0]
+        else:
+            scheduler.step()
+    assert used[5:] == [CYCLES(step) for step in range(20)]
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda scheduler: pickle.loads(pickle.dumps(scheduler))])

@@ -90,7 +90,8 @@ class Schedule:
             >>> cyclr.triangular(0.001, 0.006, stepsize=2000).ends_cycle(4000)
             True
         """
-        return self.cycle_ends(updates)[-1:] == [updates]
+        checks.whole("updates", updates, least=0)
+        return False
 
     def __repr__(self) -> str:
         """The numbers that differ from their defaults."""
@@ -277,6 +278,10 @@ class Cycle(Schedule):
         most = checks.whole("total_steps", total_steps, least=0) // self.length
         most = most if self.cycles is None else min(most, self.cycles)
         return [self.length * (cycle + 1) for cycle in range(most)]
+
+    def ends_cycle(self, updates: int) -> bool:
+        cycles, rest = divmod(checks.whole("updates", updates, least=0), self.length)
+        return rest == 0 and 1 <= cycles <= (self.cycles or cycles)
 
     def opposite(self, low: float, high: float) -> Cycle:
         """The same cycles upside down between `low` and `high`: momentum that falls while the rate rises.

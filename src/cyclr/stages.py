@@ -65,6 +65,12 @@ class Stages(Schedule):
             for end in schedule.cycle_ends(max(0, min(stop, total) - start))
         ]
 
+    def ends_cycle(self, updates: int) -> bool:
+        checks.whole("updates", updates, least=0)
+        # A cycle that ends where the next stage begins is the earlier stage's.
+        start, schedule = next(pair for pair in reversed(self._starting()) if updates > pair[0] or pair[0] == 0)
+        return schedule.ends_cycle(updates - start)
+
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "stages": [[schedule.to_dict(), steps] for schedule, steps in self.stages]}
 

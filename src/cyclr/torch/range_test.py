@@ -20,7 +20,7 @@ from cyclr.schedules import Ramp
 from cyclr.torch.batches import batches_of, on_device
 from cyclr.torch.parallel import reshard
 from cyclr.torch.processes import Group, check_same, everywhere, group_of, listening, mean
-from cyclr.torch.scheduler import MULTIPLIER, innermost
+from cyclr.torch.scheduler import MULTIPLIER, innermost, unheard
 from cyclr.torch.state import restored
 
 BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Any]]]
@@ -79,8 +79,8 @@ def range_test(
             training that clips bears larger rates, so its range test should clip too:
             `clip=lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`.
         group: raise the rate of this parameter group alone, known by its "name" (see `groups_by_depth`) or, without
-            one, by its number; the others stand still. The rates are its own, without its multiplier. By default all
-            rise in proportion.
+            one, by its number; the others stand still. Its multiplier stays, so that a schedule with the bounds that
+            are read moves it as the test did. By default all rise in proportion.
         also: whatever else must be restored: generators of the data pipeline, averages of weights, schedulers.
         progress, meta: as in `cyclr.range_test`.
 
@@ -132,12 +132,12 @@ def range_test(
 
     def hold_others() -> None:  # taken back with all else
         for name, each in zip(names, _groups(optimizers), strict=True):
-            if group is not None:
-                each[MULTIPLIER] = float(name == group)
+            if group not in (None, name):
+                each[MULTIPLIER] = 0.0
 
     with listening(processes):
         check_same(asked, processes)
-        with restored(*covered) as saved, closing(update):
+        with unheard(optimizers), restored(*covered) as saved, closing(update):
 
             def reset() -> None:
                 saved.restore()

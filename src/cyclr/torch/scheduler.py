@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -26,7 +27,8 @@ class ScheduleLR(LRScheduler):
     The rate that update `step` uses is exactly `lr(step)`, from step 0. Call `step()` after each real update. Called
     again before the optimiser has made another one it changes nothing: so it counts updates where Accelerate's prepared
     schedulers call it once per process, in loops that call it after every batch while gradients accumulate, and where
-    a GradScaler skipped an update. (It counts every call until the optimiser has made its first update.)
+    a GradScaler skipped an update. (With an optimiser that makes no update at all, each call counts: a look ahead, from
+    which the first update takes it back. To begin elsewhere, use `load_state_dict({"last_epoch": step})`.)
 
     Args:
         optimizer: any torch optimiser.
@@ -39,7 +41,7 @@ class ScheduleLR(LRScheduler):
     State: `state_dict()` is one integer, the number of steps made. It can be loaded before or after the optimiser's
     state, and into a scheduler with a longer schedule: the rate in force is this schedule's at once. A group added
     later with `add_param_group` follows the one schedule, or the last one where each group has its own, from the next
-    `step()` on. Rates that are tensors are filled in place, so `torch.compile` does not compile again.
+    update on. Rates that are tensors are filled in place, so `torch.compile` does not compile again.
 
     An optimiser has one scheduler: a new ScheduleLR takes over from an older one, whose `step()` then raises.
 
@@ -86,12 +88,8 @@ class ScheduleLR(LRScheduler):
         for name, given in (("momentum", momentum), ("weight_decay", weight_decay)):
             if given is not None:
                 self._hyper[name] = _checked(name, given, optimizer)
-        for hook in (
-            *self.optimizer._optimizer_step_post_hooks.values(),
-            *self.optimizer._optimizer_load_state_dict_post_hooks.values(),
-        ):
-            if isinstance(hook, _Hook):
-                hook.retire()
+        for hook in _hooks(self.optimizer):
+            hook.retire()
         self._replaced = False
         self._deliver()
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
@@ -102,8 +100,10 @@ class ScheduleLR(LRScheduler):
         """Learn of the optimiser's updates, and of states that are loaded into it."""
         # An update to count; None while the optimiser has made none. A copy of one that was replaced is replaced too.
         self._due: bool | None = False if self._replaced else None
+        self._first = self.last_epoch  # the step of the first update
         if self._replaced:
             return
+        self.optimizer.register_step_pre_hook(_Begin(self))
         self.optimizer.register_step_post_hook(_Due(self))
         self.optimizer.register_load_state_dict_post_hook(_Redeliver(self))
 
@@ -152,8 +152,16 @@ class ScheduleLR(LRScheduler):
         step = state_dict.get("last_epoch")
         if not isinstance(step, int) or step < 0:
             raise ValueError(f"the state of a ScheduleLR is {{'last_epoch': steps made}}, got {state_dict!r}")
-        self.last_epoch = step
+        self.last_epoch = self._first = step
         self._deliver()
+
+    def _begin(self) -> None:
+        """Before an update: the first one has the rate of its own step, and groups that are new have theirs."""
+        if self._due is None and self.last_epoch != self._first:
+            self.last_epoch = self._first
+            self._deliver()
+        elif len(self.optimizer.param_groups) != self._count:
+            self._deliver()
 
     def _deliver(self) -> None:
         """Look at the groups as they are now, note who follows what, and write this step's values."""
@@ -207,12 +215,22 @@ def _nobody() -> None:
     """The reference of a hook that has served."""
 
 
-class _Due(_Hook):
-    """After the optimiser's update there is one to count."""
+class _Begin(_Hook):
+    """Before the optimiser's update."""
 
     def __call__(self, *_: Any) -> None:
         scheduler = self._scheduler()
         if scheduler is not None:
+            scheduler._begin()
+
+
+class _Due(_Hook):
+    """After the optimiser's update there is one to count."""
+
+    def __call__(self, optimizer: Any, *_: Any) -> None:
+        scheduler = self._scheduler()
+        # A fused optimiser is called by a GradScaler in any case, and skips the update itself.
+        if scheduler is not None and not getattr(optimizer, "found_inf", False):
             scheduler._due = True
 
 
@@ -223,6 +241,29 @@ class _Redeliver(_Hook):
         scheduler = self._scheduler()
         if scheduler is not None:
             scheduler._deliver()
+
+
+def _hooks(optimizer: Optimizer) -> list[_Hook]:
+    """By which an optimiser tells its ScheduleLR of what it does."""
+    everything: tuple[Any, ...] = (
+        *optimizer._optimizer_step_pre_hooks.values(),
+        *optimizer._optimizer_step_post_hooks.values(),
+        *optimizer._optimizer_load_state_dict_post_hooks.values(),
+    )
+    return [hook for hook in everything if isinstance(hook, _Hook)]
+
+
+@contextmanager
+def unheard(optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """Their ScheduleLRs hear of no update meanwhile: those of a range test are not the training's."""
+    kept = [(hook, hook._scheduler) for optimizer in optimizers for hook in _hooks(optimizer)]
+    for hook, _ in kept:
+        hook._scheduler = _nobody
+    try:
+        yield
+    finally:
+        for hook, scheduler in kept:
+            hook._scheduler = scheduler
 
 
 def innermost(optimizer: Any) -> Any:
