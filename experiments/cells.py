@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -107,11 +109,47 @@ class Cell:
 Train: TypeAlias = Callable[..., Record]  # as cyclr.lab.train
 
 
+def percent(share: float | None) -> float:
+    """NaN where a record has no number, since its run diverged or ended before."""
+    return math.nan if share is None else 100.0 * share
+
+
 def accuracy_of(record: Record) -> float:
-    """Accuracy on the test data at the end of the run, in percent."""
+    """Accuracy on the test data at the end of the run, in percent; a net that diverged has none but that of chance."""
     result = record["result"]
-    value = result["test"] if result["test"] is not None else result["validation"]
-    return float("nan") if value is None else 100.0 * value
+    if result["status"] == "diverged":
+        return math.nan
+    return percent(result["test"] if result["test"] is not None else result["validation"])
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Without the runs that have no number: the one place where they are left out of a mean."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Runs that differ in their seed only: mean, standard deviation, and how many have a number."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Summary:
+        found = known(values)
+        return cls(
+            statistics.fmean(found) if found else None, statistics.stdev(found) if len(found) > 1 else None, len(found)
+        )
+
+    def shown(self, decimals: int = 2) -> tuple[str, str]:
+        """Mean and standard deviation as a table shows them, empty where there is none."""
+        mean, sd = ("" if value is None else f"{value:.{decimals}f}" for value in (self.mean, self.sd))
+        return mean, sd
+
+    def __str__(self) -> str:
+        mean, sd = self.shown()
+        return mean and f"{mean} ({f'sd {sd}, ' if sd else ''}n = {self.n})"
 
 
 @dataclass(frozen=True)
@@ -123,10 +161,11 @@ class Table:
         title, note: above and below it in README.md.
         tasks: name -> function of the data folder.
         cells: in the order of the table, the closest calls first.
-        value: a record's number; `unit` says of what, and it is shown with so many `decimals`.
+        value: a record's number, NaN if it has none; `unit` says of what, and it is shown with so many `decimals`.
         train: what makes a run, as `cyclr.lab.train`.
         gpu: too large for two cores; the queue leaves it out unless it is named.
         remarks: text below the table, made of its records.
+        more: what else its records hold, for cells.json: cells that are not trained, each with a number a run.
     """
 
     name: str
@@ -140,6 +179,7 @@ class Table:
     train: Train = train
     gpu: bool = False
     remarks: Callable[[Table, Runs], str] = lambda table, runs: ""
+    more: Callable[[Table, Runs], Sequence[tuple[Cell, list[float]]]] = lambda table, runs: ()
 
     def __post_init__(self) -> None:
         names = [cell.name for cell in self.cells]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from cells import Cell, Record, Runs, Table
+from cells import Cell, Record, Runs, Summary, Table, known
 from cyclr.lab.comparing import interval
 
 FIXED = "fixed-70-000"
@@ -24,13 +24,15 @@ def cyclical(record: Record) -> bool:
 
 
 def differences(table: Table, cell: Cell, runs: Runs, other: str = FIXED) -> list[float]:
-    """To another cell's runs with the same seeds."""
+    """To another cell's runs with the same seeds; a pair in which one run has no number is none."""
     shared = [seed for seed in seeds_of(cell, runs) if (other, seed) in runs]
-    return [table.value(runs[cell.name, seed]) - table.value(runs[other, seed]) for seed in shared]
+    return known(table.value(runs[cell.name, seed]) - table.value(runs[other, seed]) for seed in shared)
 
 
 def said(values: Sequence[float]) -> str:
     """A mean difference with its 95 % interval, as far as there is one."""
+    if not values:
+        return "no pair of runs with a number"
     bounds = interval(values)
     mean = f"{statistics.fmean(values):+.2f}"
     return f"{mean} (one seed)" if bounds is None else f"{mean} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
@@ -39,12 +41,14 @@ def said(values: Sequence[float]) -> str:
 def reached(cell: Cell, runs: Runs) -> tuple[list[int], int]:
     """Updates at which each run had fixed's final accuracy first, at a cycle's end; and of how many runs.
 
-    Where there are no two cycles, every evaluation counts.
+    Where there are no two cycles, every evaluation counts. A run that diverged may have reached it before; where the
+    fixed rate's did, there is nothing to reach.
     """
     first: list[int] = []
-    shared = [seed for seed in seeds_of(cell, runs) if (FIXED, seed) in runs]
+    finals = {seed: record["result"] for (name, seed), record in runs.items() if name == FIXED}
+    shared = [seed for seed in seeds_of(cell, runs) if finals.get(seed, {}).get("status") == "done"]
     for seed in shared:
-        record, target = runs[cell.name, seed], runs[FIXED, seed]["result"]["test"]
+        record, target = runs[cell.name, seed], finals[seed]["test"]
         ends = set(record["config"]["cycle_ends"]) if cyclical(record) else None
         steps = [
             point["step"]
@@ -56,7 +60,7 @@ def reached(cell: Cell, runs: Runs) -> tuple[list[int], int]:
 
 
 def best(table: Table, runs: Runs, most: int, *, only_cyclical: bool, found: bool = False) -> Cell | None:
-    """The cell of at most so many updates with the best mean, among those with the most seeds."""
+    """The cell of at most so many updates with the best mean, among those with the most seeds that have a number."""
     cells = [
         cell
         for cell in table.cells
@@ -94,16 +98,21 @@ def text(table: Table, runs: Runs) -> str:
         "",
         "Which one is best was read off the same numbers that it is then judged by: that favours it a little.",
         "",
-        "| policy | updates | difference to fixed, points (95 %) | reached fixed's final accuracy | first at update |",
-        "|---|---|---|---|---|",
+        "| policy | updates | n | difference to fixed, points (95 %) | reached fixed's final accuracy | first at |",
+        "|---|---|---|---|---|---|",
     ]
     for cell in table.cells:
-        if values := differences(table, cell, runs):
-            first, of = reached(cell, runs)
+        first, of = reached(cell, runs)
+        if of:
+            values = differences(table, cell, runs)
             at = f"{statistics.median(first):,.0f}" if first else "never"
             own = "" if cell.name == FIXED else said(values)
-            lines.append(f"| {cell.row} | {cell.updates:,} | {own} | {len(first)} of {of} | {at} |")
-    lines += ["", "First at: the median over the runs that did, at the ends of cycles or, without cycles, each 1,000."]
+            lines.append(f"| {cell.row} | {cell.updates:,} | {len(values)} | {own} | {len(first)} of {of} | {at} |")
+    lines += [
+        "",
+        "n: pairs of runs that both have a final accuracy, which a run that diverged has not. First at: the median "
+        "update over the runs that did, at the ends of cycles or, without cycles, each 1,000.",
+    ]
     return "\n".join(lines)
 
 
@@ -128,9 +137,8 @@ def front(table: Table, runs: Runs) -> str:
         return ""
     lines = ["| CIFAR-10, the paper's net | updates | the paper | here | sd | n |", "|---|---|---|---|---|---|"]
     for cell in shown:
-        values = [table.value(runs[cell.name, seed]) for seed in seeds_of(cell, runs)]
-        sd = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        summary = Summary.of(table.value(runs[cell.name, seed]) for seed in seeds_of(cell, runs))
+        mean, sd = summary.shown()
         paper = "" if cell.paper is None else f"{cell.paper:g}"
-        mean = f"{statistics.fmean(values):.2f}"
-        lines.append(f"| {cell.row} | {cell.updates:,} | {paper} | {mean} | {sd} | {len(values)} |")
+        lines.append(f"| {cell.row} | {cell.updates:,} | {paper} | {mean} | {sd} | {summary.n} |")
     return "\n".join([*lines, "", "All rows, with their records: [experiments/](experiments/README.md)."])

@@ -8,12 +8,14 @@ rates the page names the one that is best on the validation data.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import cyclr
-from cells import HERE, Cell, Found, Record, Runs, Table
+from cells import HERE, Cell, Found, Record, Runs, Summary, Table, known, percent
 from cyclr.lab import Task
 from cyclr.lab.tasks.googlenet_pneumonia import googlenet_pneumonia
 from cyclr.schedules import Schedule
@@ -23,6 +25,7 @@ UPDATES = 8 * HALF
 EVERY = 2 * HALF // 5  # the cycles' ends are among these, so that all rows are looked at equally often
 FIXED = (0.003, 0.01, 0.03)
 SCORE = "balanced accuracy"
+LEAST = 3  # runs, before they answer anything
 
 
 def task_of(layers: str) -> Callable[[str | None], Task]:
@@ -53,8 +56,7 @@ CELLS = (
 
 def score_of(record: Record, name: str = SCORE) -> float:
     """A score on the test data at the end, in percent."""
-    value = record["result"]["scores"][name]  # none if the run diverged
-    return float("nan") if value is None else 100.0 * value
+    return percent(record["result"]["scores"][name])  # none if the run diverged
 
 
 def validated(record: Record) -> list[tuple[int, float]]:
@@ -63,49 +65,144 @@ def validated(record: Record) -> list[tuple[int, float]]:
     return [(step, value) for step, value in points if value is not None]
 
 
-def remarks(table: Table, runs: Runs) -> str:
-    """AUC, and the updates until the best fixed rate's best validation score is reached: seed by seed."""
-    by_cell: dict[str, dict[int, Record]] = {}
-    for (name, seed), record in runs.items():
-        by_cell.setdefault(name, {})[seed] = record
-    best = {
-        name: {seed: max((v for _, v in validated(each)), default=0.0) for seed, each in seeds.items()}
-        for name, seeds in by_cell.items()
+def best_of(record: Record) -> float | None:
+    """A run's best validation score; None if it diverged before the first one."""
+    return max((value for _, value in validated(record)), default=None)
+
+
+def first_at(record: Record, target: float) -> float:
+    """Updates after which a run first had this validation score; infinite if it never did."""
+    return next((float(step) for step, value in validated(record) if value >= target), math.inf)
+
+
+def best_and_its_grid(cells: Sequence[Cell], runs: Runs) -> tuple[Cell, list[float]] | None:
+    """Of fixed rates, the one with the best mean of its runs' best validation scores; and the rates tried in its row.
+
+    One with fewer seeds than others was tried, but is not the best. None if there are no runs.
+    """
+    scores = {
+        cell.name: known(best_of(record) for (name, _), record in runs.items() if name == cell.name) for cell in cells
     }
-    fixed = [cell.name for cell in table.cells if cell.column.startswith("fixed") and cell.name in best]
-    if not fixed:
-        return ""
-    first = max(fixed, key=lambda name: statistics.fmean(best[name].values()))
+    most = max(map(len, scores.values()), default=0)
+    if not most:
+        return None
+    complete = [cell for cell in cells if len(scores[cell.name]) == most]
+    best = max(complete, key=lambda cell: statistics.fmean(scores[cell.name]))
+    trained = {name for name, _ in runs}
+    tried = [cell for cell in cells if cell.row == best.row and cell.name in trained]
+    return best, sorted(cell.schedule(0) for cell in tried)  # type: ignore[operator]
+
+
+def paired(cell: Cell, fixed: Cell, runs: Runs) -> list[tuple[float, float]]:
+    """Updates until a run, and the fixed rate's with its seed, first had the best validation score of the latter."""
+    seeds = sorted(seed for name, seed in runs if name == fixed.name and (cell.name, seed) in runs)
+    targets = {seed: best_of(runs[fixed.name, seed]) for seed in seeds}
+    return [
+        (first_at(runs[cell.name, seed], target), first_at(runs[fixed.name, seed], target))
+        for seed, target in targets.items()
+        if target is not None
+    ]
+
+
+def remarks(table: Table, runs: Runs) -> str:
+    """The claim, then what else the runs say, and what their updates leave out."""
+    parts = (claim(table, runs), others(table, runs), chosen_by(table))
+    return "\n\n".join(part for part in parts if part) if runs else ""
+
+
+def claim(table: Table, runs: Runs) -> str:
+    """Does CLR, layer by layer, reach the fixed rate's best validation score in at most half of its updates?"""
     lines = [
-        f"The best fixed rate on the validation data is {title(table, first)}. The last column says after how many "
-        f"updates a run first reached that rate's best validation {SCORE} of the same seed (in so many of the runs).",
+        f"The claim: layer by layer, CLR reaches the fixed rate's best validation {SCORE} in at most half of the "
+        f"updates that this took the fixed rate, seed by seed (all runs are looked at each {EVERY} updates). The best "
+        "fixed rate is the one with the best mean of these scores.",
+        "",
+        "| among the fixed rates | the best | at its grid's edge? | reached | in at most half | median ratio | so |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    layered = ROWS["depth"]
+    cyclic = next(cell for cell in table.cells if cell.row == layered and isinstance(cell.schedule, Found))
+    fixed = fixed_cells(table)
+    for among, cells in ((layered, [cell for cell in fixed if cell.row == layered]), ("all", fixed)):
+        if found := best_and_its_grid(cells, runs):
+            best, grid = found
+            ratios = [ours / theirs for ours, theirs in paired(cyclic, best, runs)]
+            lines.append(f"| {among} | {title(best)} | {edge(best, grid)} | {judged(ratios)} |")
+    return "\n".join(lines) if len(lines) > 4 else ""
+
+
+def judged(ratios: Sequence[float]) -> str:
+    """How often the claim held, and whether it did; an infinite ratio is a run that never got there."""
+    n, within = len(ratios), sum(each <= 0.5 for each in ratios)
+    median = statistics.median(ratios) if ratios else math.nan
+    verdict = "yes" if within == n else "no" if 2 * within < n else "not in every run"
+    return " | ".join((
+        f"{len(known(ratios))} of {n}",
+        f"{within} of {n}",
+        "never" if median == math.inf else f"{median:.2f}" if ratios else "",
+        verdict if n >= LEAST else f"cannot tell from {n}",
+    ))  # fmt: skip
+
+
+def edge(best: Cell, grid: Sequence[float]) -> str:
+    """A best rate with no worse one beside it may not be the best."""
+    rate, tried = best.schedule(0), ", ".join(f"{each:g}" for each in grid)  # type: ignore[operator]
+    ends = [name for name, end in (("smallest", grid[0]), ("largest", grid[-1])) if rate == end]
+    return f"yes, the {' and '.join(ends)} of {tried}" if ends else f"no, within {tried}"
+
+
+def others(table: Table, runs: Runs) -> str:
+    """AUC, and the updates until the best fixed rate's best validation score is reached."""
+    found = best_and_its_grid(fixed_cells(table), runs)
+    if found is None:
+        return ""
+    lines = [
+        f"Of all rows, with {title(found[0])} as the fixed rate: the median of the updates, in so many of the runs.",
         "",
         "| row | column | AUC on the test set, % | updates to the fixed rate's best |",
         "|---|---|---|---|",
     ]
     for cell in table.cells:
-        if seeds := by_cell.get(cell.name):
-            auc = [score_of(record, "AUC") for record in seeds.values()]
-            shared = sorted(seeds.keys() & best[first].keys())
-            firsts = [next((s for s, v in validated(seeds[seed]) if v >= best[first][seed]), None) for seed in shared]
-            reached = [each for each in firsts if each is not None]
-            when = (
-                f"{statistics.median(reached):,.0f} ({len(reached)} of {len(shared)})"
-                if reached
-                else f"none of {len(shared)}"
-            )
-            lines.append(f"| {cell.row} | {cell.column} | {spread(auc)} | {when} |")
+        if records := [record for (name, _), record in runs.items() if name == cell.name]:
+            auc = Summary.of(score_of(record, "AUC") for record in records)
+            firsts = [ours for ours, _ in paired(cell, found[0], runs)]
+            reached = known(firsts)
+            when = f"{statistics.median(reached):,.0f} ({len(reached)} of {len(firsts)})" if reached else ""
+            lines.append(f"| {cell.row} | {cell.column} | {auc} | {when or f'none of {len(firsts)}'} |")
     return "\n".join(lines)
 
 
-def title(table: Table, name: str) -> str:
-    cell = next(cell for cell in table.cells if cell.name == name)
+def chosen_by(table: Table, root: Path = HERE) -> str:
+    """What choosing a rate took, which is in no run's updates."""
+    fixed = fixed_cells(table)
+    grids = [(row, sum(cell.row == row for cell in fixed)) for row in dict.fromkeys(cell.row for cell in fixed)]
+    found = [(cell.row, cell.schedule) for cell in table.cells if isinstance(cell.schedule, Found)]
+    tests = [(row, sum(map(recorded, (root / each.folder).glob("curve*.json")))) for row, each in found]
+    parts = ["In no row's updates is what choosing its rate took. Fixed rates, a seed of the whole grid:"]
+    parts.append(", ".join(f"{row} {count} x {UPDATES} = {count * UPDATES:,} updates" for row, count in grids) + ".")
+    if told := [f"{row} {updates:,} updates" for row, updates in tests if updates]:
+        parts.append(
+            f"The range tests, once for all seeds: {', '.join(told)}, which their curves hold; the first look for "
+            "the ramp's end, ramps that were made again and short cycles that broke come on top and are not on record."
+        )
+    return " ".join(parts)
+
+
+def recorded(path: Path) -> int:
+    """Updates of a range test that its curve shows: its last ramp's and its short cycles'."""
+    curve = cyclr.Curve.load(path)
+    cycles = curve.short_cycles
+    ramps = [each for each in (curve, *curve.companions) if each is not cycles and len(each)]
+    ramp = max((int(each.steps[-1]) + 1 for each in ramps), default=0)
+    return ramp if cycles is None else ramp + int(cycles.steps.sum())
+
+
+def fixed_cells(table: Table) -> list[Cell]:
+    return [cell for cell in table.cells if cell.column.startswith("fixed")]
+
+
+def title(cell: Cell) -> str:
     return f"{cell.column.removeprefix('fixed, ')} ({cell.row})"
-
-
-def spread(values: list[float]) -> str:
-    sd = f" (sd {statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{sd}"
 
 
 TABLE = Table(
@@ -114,7 +211,8 @@ TABLE = Table(
     "PneumoniaMNIST at 32 pixels; GoogLeNet pretrained on CIFAR-100 by [pretrain_googlenet.py](pretrain_googlenet.py) "
     "([its record](googlenet/records.jsonl)). Layer by layer: five groups by depth, each at 1/2.6 of the next one's "
     "rate. Four cycles in 880 updates (12 epochs). The cyclical range is what one range test of the task read. "
-    "BatchNorm's statistics follow the X-rays in all rows, the last layer's too.",
+    "BatchNorm's statistics follow the X-rays in all rows, the last layer's too. A row's updates are those of a run: "
+    "what choosing its rate took, a range test or a grid of fixed rates, comes on top.",
     {name: task_of(layers) for layers, name in NAMES.items()},
     CELLS,
     value=score_of,

@@ -19,7 +19,7 @@ from typing import Any
 
 import claims
 import figures
-from cells import HERE, Cell, Record, Runs, Table
+from cells import HERE, Cell, Record, Runs, Summary, Table, known
 from cyclr.files import write_atomically
 from cyclr.lab import read_records, table, verdict
 from cyclr.lab.pages import says_the_same, with_part
@@ -29,7 +29,7 @@ FRONT = HERE.parent / "README.md"
 
 
 def numbers(table: Table, cell: Cell, runs: Runs) -> list[float]:
-    """The cell's number in each run, in the order of the seeds."""
+    """The cell's number in each run, in the order of the seeds; NaN where a run has none."""
     return [table.value(runs[key]) for key in sorted(runs) if key[0] == cell.name]
 
 
@@ -37,34 +37,45 @@ def command(table: Table) -> str:
     return f"python experiments/run.py {table.name} --data-dir DIR"
 
 
-def cell_of(table: Table, cell: Cell, runs: Runs) -> dict[str, Any]:
+def cell_of(table: Table, cell: Cell, values: Sequence[float]) -> dict[str, Any]:
     """One object of cells.json."""
-    values = numbers(table, cell, runs)
+    summary = Summary.of(values)
     return {
         "table": table.name,
         "row": cell.row,
         "column": cell.column,
         "paper": cell.paper,
-        "mean": round(statistics.fmean(values), 4) if values else None,
-        "sd": round(statistics.stdev(values), 4) if len(values) > 1 else None,
-        "n": len(values),
+        "mean": None if summary.mean is None else round(summary.mean, 4),
+        "sd": None if summary.sd is None else round(summary.sd, 4),
+        "n": summary.n,
         "updates": cell.updates,
         "scaled": cell.scaled,
         "command": command(table),
     }
 
 
+def objects_of(table: Table, runs: Runs) -> list[dict[str, Any]]:
+    """A table's cells, and after them what else its records hold."""
+    cells = [(cell, numbers(table, cell, runs)) for cell in table.cells]
+    return [cell_of(table, cell, values) for cell, values in (*cells, *table.more(table, runs))]
+
+
 def line_of(table: Table, cell: Cell, runs: Runs) -> str:
     """One line of a table in README.md."""
-    values = numbers(table, cell, runs)
     records = [record for (name, _), record in runs.items() if name == cell.name]
+    summary = Summary.of(numbers(table, cell, runs))
+    mean, sd = summary.shown(table.decimals)
     paper = "" if cell.paper is None else f"{cell.paper:g}"
-    ours = f"{statistics.fmean(values):.{table.decimals}f}" if values else why_not(cell)
-    sd = f"{statistics.stdev(values):.{table.decimals}f}" if len(values) > 1 else ""
+    ours = mean or ("no number" if records else why_not(cell))
     hours = f"{statistics.fmean(map(hours_of, records)):.2g}" if records else ""
-    diverged = sum(record["result"]["status"] == "diverged" for record in records)
-    row = f"{cell.row}{' (scaled)' if cell.scaled else ''}{f' ({diverged} diverged)' if diverged else ''}"
-    return f"| {row} | {cell.column} | {paper} | {ours} | {sd} | {len(values)} | {cell.updates:,} | {hours} |"
+    lost = diverged(table, records)
+    row = f"{cell.row}{' (scaled)' if cell.scaled else ''}{f' ({lost} diverged)' if lost else ''}"
+    return f"| {row} | {cell.column} | {paper} | {ours} | {sd} | {summary.n} | {cell.updates:,} | {hours} |"
+
+
+def diverged(table: Table, records: Sequence[Record]) -> int:
+    """Runs that did, or that have no number, which is how a net that is no longer finite shows."""
+    return sum(record["result"]["status"] == "diverged" or not known([table.value(record)]) for record in records)
 
 
 def why_not(cell: Cell, root: Path = HERE) -> str:
@@ -156,14 +167,14 @@ def span(first: str, last: str) -> str:
 
 def pages(runs: dict[str, Runs]) -> dict[Path, str]:
     """What every generated text file should hold."""
-    objects = [cell_of(table, cell, runs[name]) for name, table in TABLES.items() for cell in table.cells]
+    objects = [each for name, table in TABLES.items() for each in objects_of(table, runs[name])]
     tables = "\n\n".join(text_of(table, runs[name]) for name, table in TABLES.items())
     readme = with_part((HERE / "README.md").read_text(), "tables", tables)
     readme = with_part(readme, "figure3", figures.bounds_text(HERE / "figure3"))
     readme = with_part(readme, "comparison", comparison_text(read_records(HERE / "comparison")))
     readme = with_part(readme, "claims", claims.text(TABLES["table1"], runs["table1"]))
     return {
-        HERE / "cells.json": json.dumps(objects, indent=1) + "\n",
+        HERE / "cells.json": json.dumps(objects, indent=1, allow_nan=False) + "\n",
         HERE / "README.md": readme,
         FRONT: with_part(FRONT.read_text(), "claim", claims.front(TABLES["table1"], runs["table1"])),
     }

@@ -8,15 +8,16 @@ of M snapshots without cycles. Two settings: the original's, for a GPU, and a sc
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import cyclr
-from cells import Cell, Record, Runs, Table
+from cells import Cell, Record, Runs, Summary, Table, percent
 from claims import answer, differences, said
 from cyclr.lab import Task, assess, train
 from cyclr.lab.data import in_order
@@ -79,10 +80,22 @@ def train_and_assess(
         ]
     config = {**trained[0]["config"], "total_steps": updates, "seed": seed, "evaluate_at": list(evaluate_at)}
     if (record := find_record(Path(out), config)) is None:
-        folders = [runs / "snapshots" / each["run"] for each in trained]
-        record = new_record(config, {**trained[0]["result"], "steps": updates, "models": models(task, kind, folders)})
+        found = [(each, runs / "snapshots" / each["run"]) for each in trained]
+        record = new_record(config, result_of(task, kind, found))
         append_record(Path(out), record)
     return record
+
+
+def result_of(task: Task, kind: str, trained: Sequence[tuple[Record, Path]]) -> dict[str, Any]:
+    """One result of all trainings. If one of them diverged, the cell's run did: fewer members were another ensemble."""
+    results = [record["result"] for record, _ in trained]
+    lost = any(each["status"] == "diverged" for each in results)
+    return {
+        **results[0],
+        "status": "diverged" if lost else "done",
+        "steps": sum(each["steps"] for each in results),
+        "models": {"ensemble": math.nan} if lost else models(task, kind, [folder for _, folder in trained]),
+    }
 
 
 def models(task: Task, kind: str, folders: Sequence[Path]) -> dict[str, float]:
@@ -125,7 +138,7 @@ def without_cycles(task: Task, folder: Path) -> dict[str, float]:
 
 
 def value(record: Record) -> float:
-    return 100.0 * float(record["result"]["models"]["ensemble"])
+    return percent(record["result"]["models"]["ensemble"])
 
 
 def remarks(table: Table, runs: Runs) -> str:
@@ -134,28 +147,35 @@ def remarks(table: Table, runs: Runs) -> str:
 
 
 def gains(table: Table, runs: Runs) -> str:
-    """Seed by seed, with a 95 % interval."""
-    lines = ["| row | column | gain over the single model, points (95 %) | better? |", "|---|---|---|---|"]
+    """Seed by seed, with a 95 % interval; n pairs of runs, of which neither diverged."""
+    lines = ["| row | column | n | gain over the single model, points (95 %) | better? |", "|---|---|---|---|---|"]
     singles = {cell.task: cell.name for cell in table.cells if members_of(cell.name)[0] == "single"}
     for cell in table.cells:
         values = differences(table, cell, runs, singles[cell.task])
         if values and cell.name not in singles.values():
-            lines.append(f"| {cell.row} | {cell.column} | {said(values)} | {answer(values)} |")
+            lines.append(f"| {cell.row} | {cell.column} | {len(values)} | {said(values)} | {answer(values)} |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def others(table: Table, runs: Runs) -> str:
     """The last member, the ensembles of the last m, the average, and snapshots without cycles."""
-    lines = ["| row | column | what | accuracy, mean | sd | n |", "|---|---|---|---|---|---|"]
-    for cell in table.cells:
-        found = [record["result"]["models"] for (name, _), record in runs.items() if name == cell.name]
-        for what in [what for what in (found[0] if found else {}) if what != "ensemble"]:
-            values = [100.0 * each[what] for each in found]
-            sd = f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            lines.append(
-                f"| {cell.row} | {cell.column} | {what} | {statistics.fmean(values):.2f} | {sd} | {len(values)} |"
-            )
+    lines = ["| row | column | accuracy, mean | sd | n |", "|---|---|---|---|---|"]
+    for cell, values in sub_models(table, runs):
+        summary = Summary.of(values)
+        mean, sd = summary.shown()
+        lines.append(f"| {cell.row} | {cell.column} | {mean} | {sd} | {summary.n} |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def sub_models(table: Table, runs: Runs) -> list[tuple[Cell, list[float]]]:
+    """What a run's snapshots give beside its own number: each as a cell, without a number in the paper."""
+    found = []
+    for cell in table.cells:
+        models = [runs[key]["result"]["models"] for key in sorted(runs) if key[0] == cell.name]
+        for what in dict.fromkeys(what for each in models for what in each if what != "ensemble"):
+            values = [percent(each.get(what)) for each in models]
+            found.append((replace(cell, column=f"{cell.column}: {what}", paper=None), values))
+    return found
 
 
 def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
@@ -188,8 +208,9 @@ def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
                     )
                 )
     return Table(
-        name, title, note, tasks, tuple(cells), value=value, train=train_and_assess, gpu=not scaled, remarks=remarks
-    )
+        name, title, note, tasks, tuple(cells), value=value, train=train_and_assess, gpu=not scaled, remarks=remarks,
+        more=sub_models,
+    )  # fmt: skip
 
 
 SCALED = table(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import figures
 import paper
 import rebuild
 import tiny_queue
-from cells import Cell, Found
+from cells import Cell, Found, Summary
 from cyclr.lab.records import append_record, new_record
 from table1 import TABLE as TABLE1
 from table3 import TABLE as TABLE3
@@ -30,6 +31,11 @@ def record_of(cell, seed=0, test=0.5, history=(), **changes):
     }  # fmt: skip
     result = {"status": "done", "steps": cell.updates, "validation": None, "test": test, "updates_per_second": 100.0}
     return new_record(config, {**result, "history": list(history)})
+
+
+def broken(record, test=0.1):
+    """As a run leaves it that diverged: NaN counts as the first class, so what is measured is chance."""
+    return {**record, "result": {**record["result"], "status": "diverged", "steps": 50, "test": test}}
 
 
 # Refused
@@ -113,7 +119,10 @@ def test_two_cells_cannot_have_one_name():
 
 def test_cells_json_has_every_cell_with_every_part():
     objects = json.loads((ROOT / "experiments/cells.json").read_text())
-    assert len(objects) == sum(len(table.cells) for table in TABLES.values())
+    places = {(table.name, cell.row, cell.column) for table in TABLES.values() for cell in table.cells}
+    more = [each for each in objects if (each["table"], each["row"], each["column"]) not in places]
+    assert len(objects) - len(more) == len(places)
+    assert all((each["table"], each["row"], each["column"].rpartition(": ")[0]) in places for each in more)
     for each in objects:
         assert list(each) == [
             "table", "row", "column", "paper", "mean", "sd", "n", "updates", "scaled", "command",
@@ -124,10 +133,10 @@ def test_cells_json_has_every_cell_with_every_part():
 
 def test_a_cell_is_the_mean_of_its_own_runs_in_percent():
     table = tiny_queue.table()
-    low, high, higher = table.cells
+    low, high, _ = table.cells
     runs = {(low.name, seed): record_of(low, seed, test) for seed, test in enumerate((0.5, 0.6, 0.7))}
     runs[high.name, 0] = record_of(high, 0, 0.9)
-    made = [rebuild.cell_of(table, cell, runs) for cell in (low, high, higher)]
+    made = rebuild.objects_of(table, runs)
     assert [(each["mean"], each["sd"], each["n"]) for each in made] == [
         (pytest.approx(60.0), pytest.approx(10.0), 3), (pytest.approx(90.0), None, 1), (None, None, 0),
     ]  # fmt: skip
@@ -135,6 +144,59 @@ def test_a_cell_is_the_mean_of_its_own_runs_in_percent():
     assert "| low | all |  | 60.00 | 10.00 | 3 | 600 | 0.0017 |" in text
     assert "| higher | all |  | not run yet |  | 0 | 600 |  |" in text
     assert "<!-- tiny: 4 records -->" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "summary", "text"),
+    [
+        ((), (None, None, 0), ""),
+        ((math.nan, None), (None, None, 0), ""),
+        ((70.0, math.nan), (70.0, None, 1), "70.00 (n = 1)"),
+        ((70.0, None, 72.0, math.inf), (71.0, pytest.approx(2**0.5), 2), "71.00 (sd 1.41, n = 2)"),
+    ],
+)
+def test_a_mean_is_that_of_the_runs_that_have_a_number(values, summary, text):
+    found = Summary.of(values)
+    assert (found.mean, found.sd, found.n) == summary
+    assert str(found) == text
+
+
+def test_a_diverged_run_is_counted_and_is_in_no_mean():
+    table = tiny_queue.table()
+    low, high, higher = table.cells
+    runs = {(low.name, seed): record_of(low, seed, test) for seed, test in enumerate((0.5, 0.6))}
+    runs[low.name, 2] = broken(record_of(low, 2))
+    runs[high.name, 0] = broken(record_of(high, 0), test=None)
+    runs[higher.name, 0] = record_of(higher, 0, None)  # done, and without a number
+    objects = rebuild.objects_of(table, runs)
+    assert [(each["mean"], each["n"]) for each in objects] == [(pytest.approx(55.0), 2), (None, 0), (None, 0)]
+    json.dumps(objects, allow_nan=False)
+    text = rebuild.text_of(table, runs)
+    assert "| low (1 diverged) | all |  | 55.00 | 7.07 | 2 | 600 |" in text
+    assert "| high (1 diverged) | all |  | no number |  | 0 | 600 |" in text
+    assert "| higher (1 diverged) | all |  | no number |  | 0 | 600 |" in text
+
+
+def test_all_pages_are_made_where_a_run_of_any_table_diverged(monkeypatch):
+    table = tiny_queue.table()
+    low = table.cells[0]
+    runs = {"tiny": {(low.name, 0): broken(record_of(low, 0)), (low.name, 1): record_of(low, 1, 0.5)}}
+    monkeypatch.setattr(rebuild, "TABLES", {"tiny": table, "table1": TABLE1})
+    made = rebuild.pages({**runs, "table1": claim_runs((0.81, 0.82), (0.83, None))})
+    objects = json.loads(made[ROOT / "experiments/cells.json"], parse_constant=pytest.fail)
+    assert [(each["mean"], each["n"]) for each in objects if each["row"] == "low"] == [(pytest.approx(50.0), 1)]
+    monkeypatch.setattr(rebuild, "objects_of", lambda table, runs: [{"mean": math.nan}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        rebuild.pages({**runs, "table1": {}})
+
+
+def test_what_a_tables_records_hold_beside_its_cells_follows_them():
+    def more(table, runs):
+        return [(dataclasses.replace(cell, column=f"{cell.column}: half"), [1.0, math.nan]) for cell in table.cells[:1]]
+
+    *cells, last = rebuild.objects_of(tiny_queue.table(more=more), {})
+    assert [each["column"] for each in cells] == ["all"] * 3
+    assert (last["row"], last["column"], last["mean"], last["sd"], last["n"]) == ("low", "all: half", 1.0, None, 1)
 
 
 def test_the_page_shows_each_figure_that_is_drawn_and_no_other(tmp_path, monkeypatch):
@@ -241,7 +303,7 @@ def claim_runs(fixed, short, ends_at=None):
     for seed, value in enumerate(short):
         history = [{"step": 3000, "test": 0.99}, {"step": 4000, "test": ends_at}, {"step": 25_000, "test": value}]
         runs[fast.name, seed] = record_of(fast, seed, value, history)
-    return runs
+    return {key: broken(each) if each["result"]["test"] is None else each for key, each in runs.items()}
 
 
 @pytest.mark.parametrize(
@@ -267,11 +329,28 @@ def test_fixeds_accuracy_counts_as_reached_at_a_cycles_end_only():
     assert claims.reached(fast, claim_runs((0.81,), (0.80,), ends_at=0.81)) == ([4000], 1)
 
 
+@pytest.mark.parametrize(
+    ("fixed", "short", "difference", "reached"),
+    [
+        ((0.81, 0.82, 0.83), (0.83, None, 0.85), "| 2 | +2.00 (+2.00 to +2.00) |", "2 of 3"),
+        ((0.81, None, 0.83), (0.83, 0.84, 0.85), "| 2 | +2.00 (+2.00 to +2.00) |", "2 of 2"),
+        ((0.81, None), (None, 0.84), "| 0 | no pair of runs with a number |", "0 of 1"),
+    ],
+)
+def test_a_pair_with_a_diverged_run_is_left_out_of_the_claim(fixed, short, difference, reached):
+    lines = claims.text(TABLE1, claim_runs(fixed, short)).splitlines()
+    (line,) = [line for line in lines if line.startswith("| triangular2 (three stages) | 25,000")]
+    assert difference in line
+    assert f"| {reached} |" in line
+
+
 def test_the_first_page_shows_rows_only_when_there_is_something_to_compare():
     assert claims.front(TABLE1, claim_runs((0.81,), ())) == ""
     shown = claims.front(TABLE1, claim_runs((0.81, 0.82), (0.80, 0.82)))
     assert "| fixed | 70,000 | 81.4 | 81.50 | 0.71 | 2 |" in shown
     assert "| triangular2 (three stages) | 25,000 | 81.4 | 81.00 | 1.41 | 2 |" in shown
+    shown = claims.front(TABLE1, claim_runs((0.81, 0.82), (None, 0.82)))
+    assert "| triangular2 (three stages) | 25,000 | 81.4 | 82.00 |  | 1 |" in shown
 
 
 def test_figures_are_drawn_from_what_there_is(tmp_path):

@@ -1,11 +1,13 @@
 """The table of snapshot ensembles on a tiny task: each kind's number is what its members' probabilities say."""
 
 import json
+import math
 
 import pytest
 import torch
 
 import cyclr
+import rebuild
 import snapshots
 from cyclr.torch import Ensemble
 from tiny_task import make
@@ -86,14 +88,98 @@ def test_all_cells_of_a_net_have_one_budget_and_say_their_kind():
         assert all(len(each) == 1 for each in budgets.values())
 
 
-def test_the_gain_is_over_the_single_model_of_the_same_seed():
-    def record(accuracy):
-        return {"result": {"models": {"ensemble": accuracy}}}
+@pytest.mark.parametrize(
+    ("name", "cycles", "sound", "updates"),
+    [
+        ("resnet-cifar-100-single", 1, 0, 30),
+        ("resnet-cifar-100-snapshots-m-3", 3, 0, 30),  # after the first of its snapshots
+        ("resnet-cifar-100-true-ensemble-m-3", 3, 1, 10),  # in the second of its trainings
+    ],
+)
+def test_where_a_training_diverged_there_is_no_ensemble_of_the_rest(
+    name, cycles, sound, updates, tmp_path, monkeypatch
+):
+    real, made = snapshots.train, []
 
-    single, ensemble = "resnet-cifar-100-single", "resnet-cifar-100-snapshots-m-5"
-    runs = {(single, seed): record(0.5 + seed / 10) for seed in range(3)}
-    runs |= {(ensemble, seed): record(0.5 + seed / 10 + gain) for seed, gain in enumerate((0.01, 0.02, 0.03))}
-    runs[ensemble, 3] = record(0.9)  # without a single model of this seed
-    (line,) = [line for line in snapshots.gains(snapshots.SCALED, runs).splitlines() if "M = 5" in line]
+    def train(task, *args, **how):
+        made.append(task)
+        broken = make(validation=None, loss=breaks_after(updates))
+        return real(task if len(made) <= sound else broken, *args, **how)
+
+    monkeypatch.setattr(snapshots, "train", train)
+    record = trained(name, cycles, tmp_path)
+    assert record["result"]["status"] == "diverged"
+    assert record["result"]["models"] == {"ensemble": None}
+    assert math.isnan(snapshots.value(record))
+
+
+def breaks_after(calls):
+    """A loss that is NaN after so many batches."""
+    seen = []
+
+    def loss(output, target):
+        seen.append(1)
+        return torch.nn.functional.cross_entropy(output, target) * (math.nan if len(seen) > calls else 1.0)
+
+    return loss
+
+
+SINGLE, ENSEMBLE = "resnet-cifar-100-single", "resnet-cifar-100-snapshots-m-5"
+
+
+def assessed(ensemble, **models):
+    result = {"status": "done" if ensemble else "diverged", "steps": 9360, "updates_per_second": 9.0, "history": []}
+    names = {name.replace("_", " "): value for name, value in models.items()}
+    return {"result": {**result, "models": {"ensemble": ensemble, **names}}}
+
+
+def test_the_gain_is_over_the_single_model_of_the_same_seed():
+    runs = {(SINGLE, seed): assessed(0.5 + seed / 10) for seed in range(3)}
+    runs |= {(ENSEMBLE, seed): assessed(0.5 + seed / 10 + gain) for seed, gain in enumerate((0.01, 0.02, 0.03))}
+    runs[ENSEMBLE, 3] = assessed(0.9)  # without a single model of this seed
     half = 4.302653 / 3**0.5  # Student's t for three values with a standard deviation of 1
-    assert line.split(" | ")[2:] == [f"+2.00 ({2 - half:+.2f} to {2 + half:+.2f})", "cannot tell apart |"]
+    said = ["3", f"+2.00 ({2 - half:+.2f} to {2 + half:+.2f})", "cannot tell apart |"]
+    assert gain_of("M = 5", runs) == said
+    runs[SINGLE, 3], runs[SINGLE, 4], runs[ENSEMBLE, 4] = assessed(None), assessed(0.5), assessed(None)
+    assert gain_of("M = 5", runs) == said
+
+
+def gain_of(column, runs):
+    (line,) = [line for line in snapshots.gains(snapshots.SCALED, runs).splitlines() if column in line]
+    return line.split(" | ")[2:]
+
+
+def test_what_else_the_snapshots_say_has_a_mean_of_the_runs_that_did_not_diverge():
+    runs = {
+        (ENSEMBLE, 0): assessed(None),
+        (ENSEMBLE, 1): assessed(0.7, last_member=0.6, average=0.5, last_2=0.65),
+        (ENSEMBLE, 2): assessed(0.7, last_member=0.62, average=0.5, last_2=0.65),
+        (SINGLE, 1): assessed(0.66, without_cycles=0.6),
+    }
+    text = snapshots.remarks(snapshots.SCALED, runs)
+    gained, others = text.split("\n\n")
+    assert "+4.00 (one seed)" in gained
+    assert others.splitlines()[2:] == [
+        "| ResNet | CIFAR-100, single: without cycles | 60.00 |  | 1 |",
+        "| ResNet | CIFAR-100, snapshots, M = 5: last member | 61.00 | 1.41 | 2 |",
+        "| ResNet | CIFAR-100, snapshots, M = 5: average | 50.00 | 0.00 | 2 |",
+        "| ResNet | CIFAR-100, snapshots, M = 5: last 2 | 65.00 | 0.00 | 2 |",
+    ]
+    assert snapshots.remarks(snapshots.SCALED, {}) == ""
+    broken = {(ENSEMBLE, 0): assessed(None), (SINGLE, 0): assessed(None)}
+    assert snapshots.remarks(snapshots.SCALED, broken) == ""
+    cell = next(cell for cell in snapshots.SCALED.cells if cell.name == ENSEMBLE)
+    assert rebuild.line_of(snapshots.SCALED, cell, runs).startswith("| ResNet (scaled) (1 diverged) |")
+
+
+def test_the_sub_models_are_objects_of_their_own():
+    runs = {(ENSEMBLE, seed): assessed(0.7, average=value) for seed, value in enumerate((0.5, 0.6))}
+    objects = rebuild.objects_of(snapshots.SCALED, runs)
+    assert len(objects) == len(snapshots.SCALED.cells) + 1
+    assert objects[-1] == {
+        "table": "snapshots-scaled", "row": "ResNet", "column": "CIFAR-100, snapshots, M = 5: average", "paper": None,
+        "mean": 55.0, "sd": pytest.approx(7.0711), "n": 2, "updates": 9360, "scaled": True,
+        "command": "python experiments/run.py snapshots-scaled --data-dir DIR",
+    }  # fmt: skip
+    (own,) = [each for each in objects if each["row"] == "ResNet" and each["column"] == "CIFAR-100, snapshots, M = 5"]
+    assert (own["paper"], own["mean"]) == (75.81, 70.0)
