@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import cyclr
 from cyclr import reason_to_stop
 from cyclr.lab import assess, train
-from cyclr.torch import Ensemble, SnapshotError
+from cyclr.lab.ensembling import _average
+from cyclr.torch import Ensemble, SnapshotError, Snapshots
 from tiny_task import make, points, task
 
 TASK = Path(__file__).with_name("tiny_task.py")
@@ -55,6 +58,75 @@ def test_snapshots_of_a_run_that_was_cut_off_are_those_of_a_whole_one(crashes, t
         assert all(torch.equal(found[step][name], tensor) for name, tensor in tensors.items())
 
 
+def test_a_killed_run_keeps_its_snapshots_until_it_has_taken_them_again(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    words = [
+        "train",
+        TASK,
+        "--base-lr",
+        0.02,
+        "--max-lr",
+        0.2,
+        "--steps",
+        960,
+        "--stepsize",
+        20,
+        "--snapshots",
+        3,
+        "--checkpoint-seconds",
+        1000,
+        "--json",
+    ]
+    for killed in (True, True, False):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cyclr", *map(str, words), "--out", cut], stdout=subprocess.DEVNULL
+        )
+        while killed and process.poll() is None and not later_than(cut, 200):
+            time.sleep(0.001)
+        if killed:
+            process.kill()
+        process.wait()
+        assert len(snapshots_in(cut)) == 3
+    cyclr_command(*words, "--out", whole)
+    wanted, found = snapshots_in(whole), snapshots_in(cut)
+    assert list(found) == list(wanted) == [880, 920, 960]
+    for step, tensors in wanted.items():
+        assert all(torch.equal(found[step][name], tensor) for name, tensor in tensors.items())
+
+
+def later_than(folder, step):
+    """Whether a run has taken snapshots past that step."""
+    manifests = list(folder.glob("snapshots/*/manifest.json"))
+    return bool(manifests) and any(each["step"] > step for each in json.loads(manifests[0].read_text())["members"])
+
+
+def test_sorted_data_gives_the_average_the_statistics_of_shuffled_data(tmp_path):
+    """Batches of one class each, as a folder of images has them, would tell BatchNorm other variances."""
+    x, y = points()
+    x = x + 3.0 * y[:, None]
+    by_class = torch.argsort(y, stable=True)
+
+    def built(order):
+        def net():
+            return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+        rows = order[: len(order) // 20 * 20]
+        return make(model=net, train=(x[rows], y[rows]), validation=None, test=(x, y))
+
+    train(built(torch.arange(len(y))), SCHEDULE, 80, tmp_path, snapshots=2)
+    (path,) = (tmp_path / "snapshots").iterdir()
+    ensemble, statistics = Ensemble(path, built(by_class).model()), []
+    for order in (torch.arange(len(y)), by_class):
+        task = built(order)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cyclr.lab.ensembling.BATCH", 50)
+            patch.setattr(
+                "cyclr.lab.ensembling.evaluate", lambda task, model, *_: statistics.append(model[1].running_var)
+            )
+            _average(task, ensemble, (40, 80), torch.device("cpu"))
+    torch.testing.assert_close(statistics[1], statistics[0], rtol=0.15, atol=0)
+
+
 def test_a_member_is_the_model_that_was_evaluated_at_its_step(tmp_path):
     record = train(task(), SCHEDULE, 120, tmp_path, snapshots=9)
     (path,) = (tmp_path / "snapshots").iterdir()
@@ -91,8 +163,34 @@ def test_an_ensemble_is_assessed_by_the_mean_of_its_members_probabilities(tmp_pa
 def test_the_test_set_chooses_no_member(tmp_path):
     judged_on_test = make(validation=None)
     train(judged_on_test, SCHEDULE, 80, tmp_path, snapshots=2)
-    with pytest.raises(SnapshotError, match="has no metric to choose by; choose the last ones"):
+    with pytest.raises(SnapshotError, match="these snapshots have no metric to choose by; choose the last ones"):
         assess(judged_on_test, tmp_path, best=1)
+
+
+def test_snapshots_of_ones_own_loop_are_assessed_as_the_given_tasks(tmp_path):
+    model, _ = task().build(seed=0)
+    Snapshots(tmp_path, SCHEDULE)(40, model)
+    assert assess(task(), tmp_path)[0].steps == (40,)
+    asked = cyclr_command("ensemble", tmp_path)
+    assert asked.returncode == 2
+    assert "holds snapshots of no named task, which is not built in; give --task file.py[:function]" in asked.stderr
+    assert cyclr_command("ensemble", tmp_path, "--task", TASK, "--json").returncode == 0
+
+
+@pytest.mark.parametrize("snapshots", [[30, 500], []])
+def test_snapshots_that_would_not_be_taken_are_refused(snapshots, tmp_path):
+    with pytest.raises(ValueError, match=r"snapshots must be numbers of updates from 1 to 60, got \["):
+        train(task(), SCHEDULE, 60, tmp_path, snapshots=snapshots)
+
+
+def test_what_does_not_go_together_is_told_before_any_range_test(tmp_path):
+    for words, sentence in (
+        (["--policy", "fixed=0.1", "--snapshots", 3], "completes no cycle within total_steps"),
+        (["--patience", 0], "patience must be at least 1"),
+    ):
+        asked = cyclr_command("train", TASK, *words, "--steps", 100, "--out", tmp_path)
+        assert (asked.returncode, sentence in asked.stderr) == (2, True), asked.stderr
+        assert not (tmp_path / "curve.json").exists()
 
 
 def test_without_snapshots_or_stopping_a_run_is_called_as_before(tmp_path):

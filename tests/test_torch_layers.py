@@ -220,7 +220,13 @@ def test_groups_that_do_not_fit_are_told_in_a_sentence(make, groups, settings, s
         groups_by_depth(make(), groups, **settings)
 
 
-@pytest.mark.parametrize("groups", [1.5, "0", None])
+@pytest.mark.parametrize("groups", [[1, 2], ["0", [1]], ["0", None]])
+def test_what_is_no_modules_name_is_told(groups):
+    with pytest.raises(TypeError, match="a group is the name of a module or a list of names, got"):
+        groups_by_depth(chain(), groups)
+
+
+@pytest.mark.parametrize("groups", [1.5, "0", None, True])
 def test_what_is_no_division_into_groups_is_told(groups):
     with pytest.raises(TypeError, match=r"groups must be a number, a list of modules' names or a function"):
         groups_by_depth(chain(), groups)

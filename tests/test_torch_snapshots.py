@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import cyclr
 from cyclr.torch import Ensemble, SnapshotError, Snapshots
@@ -73,13 +74,38 @@ def test_the_last_or_the_best_stay(by, steps, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4  # three members and the manifest
 
 
-def test_a_run_that_begins_again_earlier_takes_the_later_ones_anew(tmp_path):
+@pytest.mark.parametrize("keep", [None, 3])
+def test_a_run_that_begins_again_earlier_keeps_the_later_ones_until_they_are_taken_anew(keep, tmp_path):
+    _, nets = taken(tmp_path, keep=keep)
+    again = Snapshots(tmp_path, CYCLES, keep=keep)
+    for number, each in enumerate(nets, start=1):
+        again(10 * number, each, metric=0.5)
+        assert [member.step for member in Snapshots(tmp_path, CYCLES).members] == [10, 20, 30]
+        assert all((tmp_path / member.file).exists() for member in again.members)
+    again(40, net(9), metric=0.5)
+    assert [member.step for member in again.members] == ([10, 20, 30, 40] if keep is None else [20, 30, 40])
+
+
+def test_another_run_in_the_same_folder_takes_the_place_of_the_first(tmp_path):
     _, nets = taken(tmp_path)
     again = Snapshots(tmp_path, CYCLES)
     again(20, net(7))
     assert [member.step for member in again.members] == [10, 20]
     assert torch.equal(load_file(tmp_path / again.members[0].file)["0.weight"], nets[0][0].weight)
     assert torch.equal(load_file(tmp_path / again.members[1].file)["0.weight"], net(7)[0].weight)
+
+
+def test_a_metric_that_is_no_number_is_the_worst(tmp_path):
+    snapshots = Snapshots(tmp_path, CYCLES, keep=2, by="best")
+    for step, metric in ((10, float("nan")), (20, 0.1), (30, float("nan")), (40, 0.2), (50, 0.15)):
+        snapshots(step, net(step), metric=metric)
+    assert [member.step for member in snapshots.members] == [40, 50]
+
+
+def test_a_missing_package_is_told_before_the_first_cycle(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ImportError, match="snapshots are safetensors files: pip install safetensors"):
+        Snapshots(tmp_path, CYCLES)
 
 
 def test_shared_parameters_and_views_of_one_storage_are_kept(tmp_path):
@@ -253,6 +279,11 @@ def test_wrong_input_is_refused_with_a_sentence(tmp_path):
         Ensemble(tmp_path, net(), last=0)
     with pytest.raises(ValueError, match="not of both"):
         Ensemble(tmp_path, net(), last=1, best=1)
+    shuffled = DataLoader(torch.randn(4, 3), 2, shuffle=True)
+    with pytest.raises(ValueError, match=r"the DataLoader shuffles, so that .* give one with shuffle=False"):
+        Ensemble(tmp_path, net()).probabilities(shuffled)
+    with pytest.raises(ValueError, match="the DataLoader shuffles"):
+        Ensemble(tmp_path, net()).probabilities(DataLoader(torch.randn(4, 3), batch_sampler=shuffled.batch_sampler))
     with pytest.raises(ValueError, match="is an iterator"):
         Ensemble(tmp_path, net()).probabilities(iter([torch.randn(2, 3)]))
     with pytest.raises(ValueError, match="no batch"):
@@ -261,6 +292,16 @@ def test_wrong_input_is_refused_with_a_sentence(tmp_path):
         Snapshots(tmp_path / "other", cyclr.fixed(0.1))
     with pytest.raises(ValueError, match='by="best" needs a metric'):
         Snapshots(tmp_path / "other", CYCLES, by="best")(10, net())
+    for at, kind, sentence in (
+        ([1.5], ValueError, "at must be a whole number, at least 1, got 1.5"),
+        ([-5], ValueError, "at must be at least 1, got -5"),
+        ([], ValueError, "names no number of updates"),
+        ("abc", TypeError, r"at must be a schedule or the numbers of updates, such as \[1000, 2000\], got 'abc'"),
+        (100, TypeError, "at must be a schedule or the numbers of updates"),
+    ):
+        with pytest.raises(kind, match=sentence):
+            Snapshots(tmp_path / "other", at)
+    assert Snapshots(tmp_path / "numbers", np.array([5, 10]))(10, net())
     empty = tmp_path / "empty"
     Snapshots(empty, CYCLES)._write_manifest([])
     with pytest.raises(SnapshotError, match="holds no snapshots yet"):

@@ -129,9 +129,15 @@ def train(
     loaded, folder = _start(task, out, data_dir, precision)
     from cyclr.lab import train as run_one
     from cyclr.lab.comparing import plan_for, score
+    from cyclr.lab.training import events_of
 
     budget = {"steps_per_epoch": loaded.steps_per_epoch, "stepsize": stepsize, **_budget(epochs, steps)}
-    plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
+    events: dict[str, Any] = {
+        "stop": "budget" if seconds is None and patience is None else "cycle_end",
+        "seconds": seconds, "patience": patience, "snapshots": snapshots,
+    }  # fmt: skip
+    trial = plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
+    events_of(loaded, trial.schedule, trial.total_steps, **events)
     low, high = _range(loaded, folder, base_lr, max_lr, precision, quiet=as_json)
     planned = plan_for(policy, low, high, **budget)
     if not as_json:
@@ -139,9 +145,8 @@ def train(
     with bar(quiet=as_json) as bars:
         record = run_one(
             loaded, planned.schedule, planned.total_steps, folder, policy=policy, seed=seed, precision=precision,
-            accumulation=accumulation, stop="budget" if seconds is None and patience is None else "cycle_end",
-            seconds=seconds, patience=patience, snapshots=snapshots, checkpoint_seconds=checkpoint_seconds,
-            progress=bars(f"{policy}, seed {seed}"),
+            accumulation=accumulation, checkpoint_seconds=checkpoint_seconds, progress=bars(f"{policy}, seed {seed}"),
+            **events,
         )  # fmt: skip
     if as_json:
         print_json(record)
@@ -154,7 +159,9 @@ def train(
         if why := record["result"].get("stopped"):
             typer.echo(f"stopped at a cycle's end: {why}")
         if snapshots is not None:
-            typer.echo(f"snapshots in {folder / 'snapshots' / record['run']}: cyclr ensemble says what they are worth")
+            count = min(snapshots, len(planned.schedule.cycle_ends(record["result"]["steps"])))
+            kept = f"snapshots of the last {count} cycles' ends" if count > 1 else "a snapshot of the last cycle's end"
+            typer.echo(f"{kept} in {folder / 'snapshots' / record['run']}: cyclr ensemble says what they are worth")
     if record["result"]["status"] == "diverged":
         raise typer.Exit(FAILED)
 
@@ -204,7 +211,7 @@ def ensemble(
 ) -> None:
     """Say what a run's snapshots are worth: members, ensembles of the last m, the average of their weights.
 
-    Make them with cyclr train TASK --snapshots 5. Gain and cost are held against the last member.
+    Make them with cyclr train TASK --snapshots 4. Gain and cost are held against the last member.
     """
     from cyclr.lab import assess, load_task
     from cyclr.lab.ensembling import find_snapshots
@@ -212,7 +219,7 @@ def ensemble(
     from cyclr.torch.snapshots import read_manifest
 
     path = find_snapshots(folder)
-    name = str(read_manifest(path)[0]["task"]).rpartition(" ")[0]
+    name = str(read_manifest(path)[0]["task"] or "no named task ").rpartition(" ")[0]
     if task is None and name not in BUILT_IN:  # a manifest must not say which Python file is run
         raise ValueError(f"{path} holds snapshots of {name}, which is not built in; give --task file.py[:function]")
     found = assess(load_task(task or name, BUILT_IN, data_dir), path, last=last, best=best)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cyclr import checks
@@ -13,7 +14,8 @@ def reason_to_stop(
     """Whether to stop at the cycle's end that has just been reached, and why; None to go on.
 
     Args:
-        ends: for each cycle's end until now (seconds since the start, metric); a higher metric is better.
+        ends: for each cycle's end until now (seconds since the start, metric); a higher metric is better, and NaN
+            the worst.
         seconds: the budget of wall-clock time. It stops where another cycle, as long as the last, would exceed it; one
             cycle is always made.
         patience: cycles without a new best metric after which it stops, at least 1.
@@ -35,7 +37,8 @@ def reason_to_stop(
         checks.whole("patience", patience, least=1)
     if not ends:
         return None
-    times, metrics = zip(*ends, strict=True)
+    times = [time for time, _ in ends]
+    metrics = [-math.inf if math.isnan(metric) else metric for _, metric in ends]
     last = times[-1] - (times[-2] if len(times) > 1 else 0.0)
     if seconds is not None and times[-1] + last > seconds:
         return f"another cycle would take it past {seconds:g} seconds"

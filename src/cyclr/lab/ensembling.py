@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cyclr.lab.data import Source, in_order
+from cyclr.lab.data import Batches, Source, in_order, size_of
 from cyclr.lab.evaluation import BATCH, evaluate
+from cyclr.lab.precision import accelerator
 from cyclr.lab.task import Task
 from cyclr.torch.ensemble import Ensemble
 from cyclr.torch.snapshots import MANIFEST, SnapshotError, read_manifest
@@ -48,7 +49,7 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
 
     Args:
         task: what the run trained.
-        folder: of the snapshots, or of the run.
+        folder: of the snapshots, or of the run. Snapshots from a loop of your own that name no task are taken as its.
         last, best: only so many of the members.
 
     Returns:
@@ -59,12 +60,13 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
     """
     folder = find_snapshots(Path(folder))
     about, _ = read_manifest(folder)
-    if about["task"] != snapshots_name(task):
+    if about["task"] not in (None, snapshots_name(task)):
         raise SnapshotError(f"{folder} holds snapshots of {about['task']}, not of {snapshots_name(task)}")
+    device = accelerator("no").device
     model, _ = task.build(seed=0)
-    ensemble = Ensemble(folder, model, last=last, best=best)
+    ensemble = Ensemble(folder, model.to(device), last=last, best=best)
     steps = tuple(member.step for member in ensemble.members)
-    seen = {name: _predicted(task, ensemble, source) for name, source in _sources(task).items()}
+    seen = {name: _predicted(task, ensemble, source, device) for name, source in _sources(task).items()}
     _, seconds, _ = seen["test" if "test" in seen else "validation"]
 
     def measured(name: str, chosen: Sequence[int]) -> float | None:
@@ -87,7 +89,7 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
                 sum(seconds[index] for index in chosen) / seconds[-1],
             )
         )
-    return [*found, _average(task, ensemble, steps)]
+    return [*found, _average(task, ensemble, steps, device)]
 
 
 def find_snapshots(folder: Path) -> Path:
@@ -103,7 +105,7 @@ def find_snapshots(folder: Path) -> Path:
         names = ", ".join(str(run) for run in runs)
         raise SnapshotError(f"{folder} holds the snapshots of several runs, choose one of {names}")
     if not runs:
-        raise SnapshotError(f"{folder} holds no snapshots; make some with cyclr train TASK --snapshots 5")
+        raise SnapshotError(f"{folder} holds no snapshots; make some with cyclr train TASK --snapshots 4")
     return runs[0]
 
 
@@ -117,22 +119,22 @@ def _sources(task: Task) -> dict[str, Source]:
     return {name: source for name, source in sources.items() if source is not None}
 
 
-def _batches(task: Task, source: Source) -> Iterable[tuple[Tensor, Tensor]]:
-    return in_order(source, BATCH, torch.device("cpu"), task.workers)
-
-
-def _predicted(task: Task, ensemble: Ensemble, source: Source) -> tuple[list[Tensor], list[float], Tensor]:
-    """Each member's probabilities, the seconds that they took, and the targets."""
-    target = torch.cat([y for _, y in _batches(task, source)])
+def _predicted(
+    task: Task, ensemble: Ensemble, source: Source, device: torch.device
+) -> tuple[list[Tensor], list[float], Tensor]:
+    """Each member's probabilities, the seconds that they took, and the targets; all on the CPU."""
+    target = torch.cat([y.cpu() for _, y in in_order(source, BATCH, workers=task.workers)])
     probabilities, seconds, began = [], [], time.perf_counter()
-    for each in ensemble.each(lambda: _batches(task, source)):
+    for each in ensemble.each(lambda: in_order(source, BATCH, device, task.workers)):
         probabilities.append(each)
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
     return probabilities, seconds, target
 
 
-def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...]) -> Assessed:
-    model = ensemble.average(_batches(task, task.train))
-    values = {name: evaluate(task, model, source, torch.device("cpu")) for name, source in _sources(task).items()}
+def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...], device: torch.device) -> Assessed:
+    # Shuffled: batches of one class each, as a folder of images has them, would give BatchNorm other statistics.
+    size = min(BATCH, size_of(task.train))
+    model = ensemble.average(Batches(task.train, size, device=device, workers=task.workers))
+    values = {name: evaluate(task, model, source, device) for name, source in _sources(task).items()}
     return Assessed("average", steps, values.get("validation"), values.get("test"), 1.0)

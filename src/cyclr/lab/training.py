@@ -112,7 +112,8 @@ def train(
     Raises:
         CheckpointError: the checkpoint in `out` is damaged or of another task.
         SnapshotError: the snapshots in `out` are damaged.
-        ValueError: stop="cycle_end" or snapshots with a schedule that completes no cycle within total_steps.
+        ValueError: stop="cycle_end" or snapshots with a schedule that completes no cycle within total_steps; snapshots
+            after it; patience without validation data.
         OSError: the disk is full or read-only.
         ProcessError: another process of this run stopped answering.
     """
@@ -120,7 +121,7 @@ def train(
     checks.rate("checkpoint_seconds", checkpoint_seconds)
     steps = checks.whole("total_steps", total_steps, least=1)
     ends = schedule.cycle_ends(steps)
-    events = _events(task, ends, stop, seconds, patience, snapshots)
+    events = events_of(task, schedule, steps, stop=stop, seconds=seconds, patience=patience, snapshots=snapshots)
     if stop == "cycle_end":
         steps = ends[-1]
     points = set(evaluate_at or ends or range(0, steps, max(1, steps // EVALUATIONS)))
@@ -158,15 +159,21 @@ def train(
         ) from error
 
 
-def _events(
+def events_of(
     task: Task,
-    ends: Sequence[int],
+    schedule: Schedule,
+    steps: int,
+    *,
     stop: str,
     seconds: float | None,
     patience: int | None,
     snapshots: int | Sequence[int] | None,
 ) -> dict[str, Any]:
-    """What the configuration says of the cycles' ends; nothing where nothing is asked, as in older records."""
+    """What the configuration says of the cycles' ends; nothing where nothing is asked, as in older records.
+
+    Raises:
+        ValueError: what `train` says of these arguments.
+    """
     checks.choice("stop", stop, ("budget", "cycle_end"))
     if stop == "budget" and (seconds, patience) != (None, None):
         raise ValueError('seconds and patience are looked at at the cycles\' ends; give stop="cycle_end" with them')
@@ -175,10 +182,12 @@ def _events(
     reason_to_stop((), seconds=seconds, patience=patience)
     events: dict[str, Any] = {} if stop == "budget" else {"stop": stop, "seconds": seconds, "patience": patience}
     if isinstance(snapshots, Sequence):
-        events["snapshots"] = sorted(checks.whole("snapshots", step, least=1) for step in snapshots)
+        events["snapshots"] = sorted({checks.whole("snapshots", step, least=1) for step in snapshots})
+        if not events["snapshots"] or events["snapshots"][-1] > steps:
+            raise ValueError(f"snapshots must be numbers of updates from 1 to {steps}, got {list(snapshots)}")
     elif snapshots is not None:
         events["snapshots"] = checks.whole("snapshots", snapshots, least=1)
-    if events and not ends and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):
+    if events and not schedule.cycle_ends(steps) and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):
         raise ValueError("the schedule completes no cycle within total_steps; train longer, or choose shorter cycles")
     return events
 

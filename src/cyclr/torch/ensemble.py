@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from cyclr import checks
 from cyclr.torch.snapshots import Member, SnapshotError, best, fingerprint, plain, read_manifest, read_member, weights
@@ -87,15 +88,15 @@ class Ensemble:
         """The members' mean probabilities, of shape (examples, classes), in single precision on the CPU.
 
         Args:
-            batches: what each member sees from the first batch on: a DataLoader, a list, or a function that returns
-                an iterable anew. Tensors must lie on the model's device.
+            batches: what each member sees from the first batch on, in one order: a DataLoader that does not shuffle,
+                a list, or a function that returns an iterable anew. Tensors must lie on the model's device.
             probability: from a net's output to probabilities.
             predict: `predict(model, batch)`, the output for a batch; by default `model(batch[0])`. For a Hugging Face
                 model: `lambda model, batch: model(**batch).logits`.
 
         Raises:
             SnapshotError: a member's file is missing, damaged or another one.
-            ValueError: no batches, or an iterator that can be read only once.
+            ValueError: no batches, an iterator that can be read only once, or a DataLoader that shuffles.
         """
         each = self.each(batches, probability=probability, predict=predict)
         total = next(each).clone()
@@ -111,10 +112,7 @@ class Ensemble:
         predict: Predict = first_input,
     ) -> Iterator[Tensor]:
         """The probabilities of one member after the other; arguments and errors as for `probabilities`."""
-        if isinstance(batches, Iterator):
-            raise ValueError(
-                "batches is an iterator, which only the first member could read; give a DataLoader or a list"
-            )
+        _check_rereadable(batches)
         for member in self.members:
             with _acting_as(self._model, self._tensors(member)) as model, torch.no_grad():
                 outputs = [
@@ -157,6 +155,20 @@ class Ensemble:
         """On the model's device and in its memory format, without which convolutions may take several times as long."""
         kept, own = read_member(self.folder, member, self._net), weights(self._model)
         return {name: torch.empty_like(own[name]).copy_(tensor) for name, tensor in kept.items()}
+
+
+def _check_rereadable(batches: Any) -> None:
+    """Every member must see the same examples in the same order."""
+    if isinstance(batches, Iterator):
+        raise ValueError("batches is an iterator, which only the first member could read; give a DataLoader or a list")
+    if isinstance(batches, DataLoader) and any(
+        isinstance(sampler, RandomSampler | WeightedRandomSampler | SubsetRandomSampler)
+        for sampler in (batches.sampler, getattr(batches.batch_sampler, "sampler", None))
+    ):
+        raise ValueError(
+            "the DataLoader shuffles, so that the members' probabilities would be of different examples; give one with "
+            "shuffle=False"
+        )
 
 
 @contextmanager

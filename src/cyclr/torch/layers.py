@@ -43,7 +43,7 @@ def groups_by_depth(
         Dicts with "params", "name", "lr_multiplier" and, if wanted, "weight_decay".
 
     Raises:
-        TypeError: groups is none of the three.
+        TypeError: groups is none of the three, or a name is no string.
         ValueError: an empty group; fewer layers than groups; a net without named layers; names that overlap, that are
             no module's, or that leave parameters out.
 
@@ -60,7 +60,7 @@ def groups_by_depth(
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters to put into groups")
-    if isinstance(groups, int):
+    if isinstance(groups, int) and not isinstance(groups, bool):
         divided = _evenly(model, parameters, checks.whole("groups", groups, least=1))
     elif callable(groups):
         divided = _by_function(parameters, groups)
@@ -118,7 +118,9 @@ def _by_names(parameters: Named, groups: Iterable[Prefixes]) -> dict[str, Named]
     divided: dict[str, Named] = {}
     owner: dict[str, str] = {}
     for each in groups:
-        prefixes = [each] if isinstance(each, str) else list(each)
+        prefixes = [each] if isinstance(each, str) else each
+        if not (isinstance(prefixes, list | tuple) and all(isinstance(prefix, str) for prefix in prefixes)):
+            raise TypeError(f"a group is the name of a module or a list of names, got {each!r}")
         if not prefixes:
             raise ValueError("a group of groups is empty; name at least one module in each")
         members = divided.setdefault(prefixes[0], {})

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,8 +54,9 @@ class Snapshots:
     """Keeps the weights at the ends of cycles: call it after each update, it acts at a cycle's end only.
 
     Args:
-        folder: where members and manifest lie; made if it isn't there. One that has members of the same run goes on:
-            a run that was stopped and begins again at an earlier step takes the later ones anew.
+        folder: where members and manifest lie, of one run; made if it isn't there. A run that was stopped and begins
+            again at an earlier step takes the later ones anew, and each stays until then. As soon as one comes out
+            differently, those after it go: they are another run's.
         at: a schedule with cycles, or the numbers of updates after which a snapshot is wanted.
         keep: the most members that stay on disk, at least 1; None keeps all.
         by: which stay: the "last", or the "best", with the highest metric.
@@ -66,7 +67,8 @@ class Snapshots:
 
     Raises:
         SnapshotError: the folder holds snapshots of something else, or its manifest is damaged or edited.
-        ValueError: a schedule without cycles.
+        ImportError: safetensors is missing.
+        TypeError, ValueError: a schedule without cycles, or what are no numbers of updates.
 
     Example:
         >>> import cyclr, tempfile, torch
@@ -92,13 +94,11 @@ class Snapshots:
         by: Literal["last", "best"] = "last",
         task: str | None = None,
     ) -> None:
+        _safetensors()  # a missing package is told now, not at the first cycle's end
         self.folder = Path(folder)
         self._keep = None if keep is None else checks.whole("keep", keep, least=1)
         self._by = checks.choice("by", by, ("last", "best"))
-        self._due = at.ends_cycle if isinstance(at, Schedule) else frozenset(at).__contains__
-        if isinstance(at, Schedule) and not any(at.cycle_ends(2**power) for power in range(40)):
-            raise ValueError(f"a snapshot is taken at a cycle's end, but {at!r} has no cycles; give at=[updates, ...]")
-        described = at.to_dict() if isinstance(at, Schedule) else sorted(at)
+        self._due, described = _moments(at)
         self._about: dict[str, Any] = json.loads(json.dumps({"at": described, "task": task, "net": None}))
         self.members: list[Member] = []
         if (self.folder / MANIFEST).exists():
@@ -141,8 +141,8 @@ class Snapshots:
         path = self.folder / f"step-{step:08d}-{uuid.uuid4().hex[:8]}.safetensors"
         write_atomically(path, _in_bytes(tensors))
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
-        earlier = [member for member in self.members if member.step < step]
-        self._write_manifest(self._kept([*earlier, Member(path.name, step, metric, _sha256(path))]))
+        taken = Member(path.name, step, metric, _sha256(path))
+        self._write_manifest(self._kept([*self._others(taken), taken]))
         self._remove_unlisted()
         return True
 
@@ -153,7 +153,14 @@ class Snapshots:
                 raise SnapshotError(f"{self.folder} holds snapshots of another {what}; choose another folder")
         self._about, self.members = about, members
 
+    def _others(self, taken: Member) -> list[Member]:
+        """The members beside this one; if its step had another net before, what came after that is another run's."""
+        before = [member for member in self.members if member.step == taken.step]
+        same_run = all(member.sha256 == taken.sha256 for member in before)
+        return [member for member in self.members if member.step < taken.step or (same_run and member not in before)]
+
     def _kept(self, members: list[Member]) -> list[Member]:
+        members = sorted(members, key=lambda member: member.step)
         if self._keep is None or len(members) <= self._keep:
             return members
         if self._by == "last":
@@ -176,15 +183,32 @@ class Snapshots:
 
 
 def best(members: list[Member], count: int) -> list[Member]:
-    """The `count` members with the highest metric, in the order of their steps.
+    """The `count` members with the highest metric, in the order of their steps; one without a metric is the worst.
 
     Raises:
-        SnapshotError: a member has no metric.
+        SnapshotError: no member has a metric.
     """
-    if without := [member for member in members if member.metric is None]:
-        raise SnapshotError(f"the snapshot of step {without[0].step} has no metric to choose by; choose the last ones")
-    chosen = sorted(members, key=lambda member: (member.metric, member.step), reverse=True)[:count]
-    return sorted(chosen, key=lambda member: member.step)
+    if all(member.metric is None for member in members):
+        raise SnapshotError("these snapshots have no metric to choose by; choose the last ones")
+
+    def rank(member: Member) -> tuple[float, int]:
+        return -math.inf if member.metric is None else member.metric, member.step
+
+    return sorted(sorted(members, key=rank, reverse=True)[:count], key=lambda member: member.step)
+
+
+def _moments(at: Schedule | Collection[int]) -> tuple[Callable[[int], bool], Any]:
+    """Whether a snapshot is due after so many updates, and what the manifest says of that."""
+    if isinstance(at, Schedule):
+        if not any(at.cycle_ends(2**power) for power in range(40)):
+            raise ValueError(f"a snapshot is taken at a cycle's end, but {at!r} has no cycles; give at=[updates, ...]")
+        return at.ends_cycle, at.to_dict()
+    if isinstance(at, str) or not isinstance(at, Collection):
+        raise TypeError(f"at must be a schedule or the numbers of updates, such as [1000, 2000], got {at!r}")
+    updates = sorted({checks.whole("at", each, least=1) for each in at})
+    if not updates:
+        raise ValueError("at names no number of updates, so no snapshot would ever be taken")
+    return frozenset(updates).__contains__, updates
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Member]]:
