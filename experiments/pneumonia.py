@@ -1,7 +1,7 @@
 """Layer-wise fine-tuning: a pretrained GoogLeNet on chest X-rays, with cyclical and fixed rates.
 
 First `python experiments/pretrain_googlenet.py --data-dir DIR` makes the weights, or CYCLR_GOOGLENET names others. A
-run has 12 epochs in four cycles. Cyclical rates use the range that one range test of the same task read; of the fixed
+run has 6 epochs in three cycles. Cyclical rates use the range that one range test of the same task read; of the fixed
 rates the page names the one that is best on the validation data.
 """
 
@@ -20,9 +20,9 @@ from cyclr.lab import Task
 from cyclr.lab.tasks.googlenet_pneumonia import googlenet_pneumonia
 from cyclr.schedules import Schedule
 
-HALF = 110  # 1.5 epochs; there are four cycles
-UPDATES = 8 * HALF
-EVERY = 2 * HALF // 5  # the cycles' ends are among these, so that all rows are looked at equally often
+HALF = 75  # an epoch has 73 updates
+UPDATES = 6 * HALF  # three cycles
+EVERY = HALF // 3  # the cycles' ends are among these, so that all rows are looked at equally often
 FIXED = (0.003, 0.01, 0.03)
 SCORE = "balanced accuracy"
 LEAST = 3  # runs, before they answer anything
@@ -210,7 +210,7 @@ TABLE = Table(
     "Fine-tuning GoogLeNet on chest X-rays, layer by layer",
     "PneumoniaMNIST at 32 pixels; GoogLeNet pretrained on CIFAR-100 by [pretrain_googlenet.py](pretrain_googlenet.py) "
     "([its record](googlenet/records.jsonl)). Layer by layer: five groups by depth, each at 1/2.6 of the next one's "
-    "rate. Four cycles in 880 updates (12 epochs). The cyclical range is what one range test of the task read. "
+    "rate. Three cycles in 450 updates (6 epochs). The cyclical range is what one range test of the task read. "
     "BatchNorm's statistics follow the X-rays in all rows, the last layer's too. A row's updates are those of a run: "
     "what choosing its rate took, a range test or a grid of fixed rates, comes on top.",
     {name: task_of(layers) for layers, name in NAMES.items()},

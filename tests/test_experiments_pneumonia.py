@@ -121,7 +121,7 @@ def test_without_records_or_fixed_rates_nothing_is_claimed():
 def test_the_page_says_what_choosing_a_rate_took(tmp_path):
     fixed = sum(cell.column.startswith("fixed") and cell.row == ROWS["depth"] for cell in TABLE.cells)
     without = pneumonia.chosen_by(TABLE, tmp_path)
-    assert f"layer by layer {fixed} x 880 = {fixed * 880:,} updates" in without
+    assert f"layer by layer {fixed} x {UPDATES} = {fixed * UPDATES:,} updates" in without
     assert "range tests" not in without
     ramp = cyclr.Curve(metric="validation accuracy", steps=[3, 7], lrs=[0.1, 0.2], values=[0.5, 0.6], goal="max")
     loss = dataclasses.replace(ramp, metric="loss", steps=range(300), lrs=[0.1] * 300, values=[1.0] * 300)
