@@ -65,7 +65,7 @@ class Queue:
     seeds: int | None = None
     root: Path = HERE
     checkpoint_seconds: float = 60.0
-    until: float = float("inf")
+    until: float = float("inf")  # a time of day, as time.time() has it: a monotonic clock is one machine's own
     commit: bool = False
     imitate: bool = False
     only: str = ""
@@ -94,7 +94,7 @@ class Queue:
         """Until every run has its record: those of other processes are waited for, since one of them may die."""
         while runs := [run for run in self.left() if run.name not in self.failed]:
             if not any(self._tried(run) for run in runs):
-                if time.monotonic() > self.until:
+                if time.time() > self.until:
                     raise TimeIsUp
                 time.sleep(PAUSE)
 
@@ -162,7 +162,7 @@ class Queue:
                 )
 
     def _progress(self, *_: object) -> None:
-        if time.monotonic() > self.until:
+        if time.time() > self.until:
             raise TimeIsUp
 
     def _commit(self, folder: str, message: str) -> None:
@@ -235,7 +235,7 @@ def main() -> None:
         options.data_dir,
         options.seeds,
         checkpoint_seconds=options.checkpoint_seconds,
-        until=time.monotonic() + 60.0 * options.minutes,
+        until=time.time() + 60.0 * options.minutes,
         commit=options.commit,
         imitate=options.imitate,
         only=options.only,

@@ -121,10 +121,20 @@ def test_a_task_that_has_changed_is_not_trained_beside_its_older_records(tmp_pat
 
 def test_a_slice_of_time_ends_a_worker_and_the_next_one_goes_on(tmp_path, undisturbed):
     with pytest.raises(run.TimeIsUp):
-        run.Queue([tiny_queue.table()], root=tmp_path, until=time.monotonic(), say=lambda text: None).work()
+        run.Queue([tiny_queue.table()], root=tmp_path, until=time.time(), say=lambda text: None).work()
     assert not results_of(tmp_path)
     run.Queue([tiny_queue.table()], root=tmp_path, say=lambda text: None).work()
     assert results_of(tmp_path) == undisturbed
+
+
+def test_a_slice_ends_at_a_time_of_day_which_all_machines_share(monkeypatch):
+    sent = []
+    monkeypatch.setattr(run, "spread_over", lambda on, queue, cpus, gpus: sent.append(queue))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--on", "ray", "--minutes", "1"])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 0
+    assert sent[0].until == pytest.approx(time.time() + 60, abs=30)
 
 
 def test_bounds_that_are_needed_are_read_first_and_once(tmp_path):

@@ -1,11 +1,15 @@
-"""bf16 on a processor that only imitates it: known beforehand, and told."""
+"""bf16 on a processor that only imitates it: known beforehand, and told. Nets that Accelerate would split: refused."""
 
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 
-from cyclr.lab.precision import imitated
+from cyclr.lab import precision as lab
+from cyclr.lab.precision import accelerator, imitated
 from test_cli import TASK, command
 
 
@@ -37,3 +41,25 @@ def test_the_command_says_what_is_faster(tmp_path):
     assert "this processor only imitates bf16" in told["bf16"]
     assert "--precision no" in told["bf16"]
     assert told["no"] == ""
+
+
+def test_a_net_that_accelerate_would_split_is_refused(monkeypatch):
+    accelerator("no")
+    AcceleratorState._reset_state()
+    with monkeypatch.context() as patch:
+        patch.setitem(PartialState._shared_state, "distributed_type", DistributedType.MULTI_GPU)  # as on two GPUs
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match=r"configured for FSDP, which splits a net .* choose plain multi-GPU"):
+            accelerator("no")
+    AcceleratorState._reset_state()
+    assert accelerator("no").distributed_type == DistributedType.NO
+
+
+@pytest.mark.parametrize("kind", DistributedType)
+def test_data_parallel_kinds_are_taken_and_others_are_not(kind, monkeypatch):
+    monkeypatch.setattr(lab, "Accelerator", lambda **_settings: SimpleNamespace(distributed_type=kind))
+    if kind.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        with pytest.raises(ValueError, match=f"configured for {kind.value}, "):
+            accelerator("no")
+    else:
+        assert accelerator("no").distributed_type == kind

@@ -1,4 +1,4 @@
-"""The command under torchrun: real gloo groups on this machine."""
+"""The command under torchrun and accelerate launch: real gloo groups on this machine."""
 
 import json
 import os
@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_model
 
 import tiny_task
+from cyclr import cli, console
+from cyclr.console import FAILED, WRONG_INPUT
+from cyclr.lab import training
+from cyclr.torch.processes import ProcessError
 
 TASK = str(Path(__file__).parent / "tiny_task.py")
 RUN = ["train", TASK, "--base-lr", "0.02", "--max-lr", "0.2"]
@@ -30,6 +35,17 @@ def torchrun(processes, *arguments, cwd, **popen):
     return subprocess.Popen(
         [*command, "-m", "cyclr", *map(str, arguments)], cwd=cwd, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen,
+    )  # fmt: skip
+
+
+def accelerate(processes, *arguments, cwd):
+    """As torchrun(), by Accelerate's launcher, which says --multi_gpu for several processes on CPUs too."""
+    options = ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, "-m", "cyclr", *map(str, arguments)], cwd=cwd, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -74,6 +90,13 @@ def test_two_processes_leave_one_record_and_one_output(whole):
     assert records(folder) == [record]
     assert record["hardware"]["processes"] == 2
     assert record["result"]["status"] == "done"
+
+
+def test_accelerate_launch_is_another_torchrun(tmp_path):
+    code, output, errors = done(accelerate(2, *RUN, "--steps", 60, "--json", "--out", tmp_path, cwd=tmp_path))
+    assert code == 0, errors
+    assert records(tmp_path) == [json.loads(output)]
+    assert records(tmp_path)[0]["hardware"]["processes"] == 2
 
 
 def test_two_processes_learn_what_one_learns(whole, tmp_path):
@@ -138,12 +161,17 @@ def worker(agent, rank):
     raise ProcessLookupError
 
 
-def test_two_nodes_are_one_job(whole, tmp_path):
-    """Two agents, as on two machines, that meet on the loopback address."""
-    folder, _record = whole
+def on_two_nodes(*arguments, folders):
+    """Two agents, as on two machines, each in its folder; they meet on the loopback address."""
     node = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=cyclr", *rendezvous()]
-    agents = [torchrun(node, *RUN, "--steps", 3000, "--json", "--out", tmp_path, cwd=tmp_path) for _ in range(2)]
-    outcomes = [done(agent) for agent in agents]
+    agents = [torchrun(node, *arguments, cwd=folder) for folder in folders]
+    return [done(agent) for agent in agents]
+
+
+def test_two_nodes_are_one_job(whole, tmp_path):
+    folder, _record = whole
+    arguments = [*RUN, "--steps", 3000, "--json", "--out", tmp_path]
+    outcomes = on_two_nodes(*arguments, folders=(tmp_path, tmp_path))
     assert [code for code, *_ in outcomes] == [0, 0], outcomes
     assert sorted(len(output) > 2 for _, output, _ in outcomes) == [False, True]
     assert len(records(tmp_path)) == 1
@@ -174,6 +202,56 @@ def test_wrong_input_is_told_once(tmp_path):
     assert output.count("triangular: 6 updates") == 1
     assert errors.count("cyclr: a batch of 20 examples cannot be shared equally by 3 processes") == 1
     assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_what_is_wrong_on_the_second_node_only_is_told_there(tmp_path, monkeypatch):
+    """A checkpoint in a folder that isn't shared: only the processes that don't see it know of that."""
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    monkeypatch.setattr(training._Run, "finish", lambda run: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["cyclr", *RUN, "--steps", "60", "--checkpoint-seconds", "0", "--out", "out"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (checkpoint,) = Path("out/checkpoints").iterdir()
+
+    outcomes = on_two_nodes(*RUN, "--steps", 60, "--out", "out", folders=folders)
+    assert [code for code, *_ in outcomes] == [1, 1]
+    told = "".join(errors for *_, errors in outcomes)
+    assert f"cyclr, process 1: process 1 sees no out/checkpoints/{checkpoint.name}, which the first one wrote" in told
+    assert "cyclr: another process of this run stopped answering" in told
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "code", "told"),
+    [
+        (0, 0, WRONG_INPUT, "cyclr: no\n"),
+        (0, 0, FAILED, "cyclr: no\n"),
+        (1, 1, WRONG_INPUT, ""),  # the first one on this node says so
+        (1, 1, FAILED, "cyclr, process 1: no\n"),
+        (8, 0, WRONG_INPUT, "cyclr, process 8: no\n"),
+        (8, 0, FAILED, "cyclr, process 8: no\n"),
+    ],
+)
+@pytest.mark.parametrize("way", ["raised", "stopped"])
+def test_who_speaks(rank, local, code, told, way, monkeypatch, capsys):
+    def command():
+        if way == "stopped":
+            console.stop(code, "no")
+        raise ValueError("no") if code == WRONG_INPUT else ProcessError("no")
+
+    app = typer.Typer()
+    app.command()(command)
+    app.command("other")(command)
+    monkeypatch.setattr(console, "RANK", rank)
+    monkeypatch.setattr(console, "LOCAL_RANK", local)
+    monkeypatch.setattr(console.notes, "quiet", rank > 0)
+    monkeypatch.setattr(sys, "argv", ["cyclr", "command"])
+    with pytest.raises(SystemExit) as ended:
+        console.run(app)
+    assert ended.value.code == code
+    assert capsys.readouterr().err == told
 
 
 def test_a_process_has_left_its_group_when_python_ends(tmp_path):

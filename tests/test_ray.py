@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import tiny_queue
-from cyclr.lab import compare, load_task, read_records
-from cyclr.lab.on_ray import address_of, spread
-from run import Queue, spread_over
-
 ray = pytest.importorskip("ray")
+
+import tiny_queue  # noqa: E402
+from cyclr.lab import compare, load_task, read_records  # noqa: E402
+from cyclr.lab.on_ray import _room, _trouble, address_of, spread  # noqa: E402
+from run import Queue, spread_over  # noqa: E402
 
 TASK = Path(__file__).parent / "tiny_task.py"
 SETTINGS = {"policies": ["fixed", "triangular"], "seeds": (0, 1), "epochs": 16}
@@ -84,6 +85,26 @@ def test_there_are_as_many_jobs_as_the_cluster_has_room_for(on):
     assert len(list(spread(lambda shared: None, None, None, on=on, cpus=0.5))) == 4
 
 
+def test_room_is_that_of_single_nodes_and_what_a_job_does_not_need_limits_nothing(monkeypatch):
+    nodes = [{"CPU": 3.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 9.0, "GPU": 9.0}]
+    table = [{"Alive": number < 2, "Resources": node} for number, node in enumerate(nodes)]
+    monkeypatch.setattr(ray, "nodes", lambda: table)
+    assert _room(2.0, 0.0) == 2  # 6 / 2 would be 3
+    assert _room(0.0, 0.5) == 4
+    assert _room(1.0, 1.0) == 2
+    assert _room(3 * 0.1, 0.0) == 20  # 3 / (3 * 0.1) is hardly 10
+    assert _room(0.0, 0.0) == 2
+    with pytest.raises(ValueError, match=r"needs 4 CPU, .*the most that one has: 3 CPU\)"):
+        _room(4.0, 0.0)
+
+
+@pytest.mark.parametrize("jobs", [None, [{}]])
+def test_what_no_node_has_is_told_instead_of_waited_for(on, jobs):
+    sentence = "a run needs 1 CPU and 1 GPU, but no node of this cluster has as many .*let a run need less, or add such"
+    with pytest.raises(ValueError, match=sentence):
+        list(spread(lambda shared: None, None, jobs, on=on, gpus=1.0))
+
+
 def test_the_records_are_those_of_a_local_comparison_though_a_node_is_killed(cluster, on, tmp_path):
     """The task is a user's file, which no worker can import."""
     whole, nodes = cluster
@@ -133,8 +154,48 @@ def test_an_unknown_place_is_refused(on):
         address_of(on)
 
 
+@pytest.mark.parametrize("address", ["head:abc", "head", "ray:head:1", "http://head:1", "head:6379 "])
+def test_an_unknown_place_in_the_environment_is_refused(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    sentence = f"RAY_ADDRESS must be local, auto, HOST:PORT or ray://HOST:PORT, got {address!r}"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        address_of("ray")
+
+
+def test_the_environment_names_the_place(monkeypatch):
+    for given, address in (("", None), ("local", None), ("auto", "auto"), ("a:1", "a:1"), ("ray://a:1", "ray://a:1")):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        assert address_of("ray") == address
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert address_of("ray") is None
+
+
 def test_nobody_there_is_told_at_once():
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"no Ray cluster answers at 127.0.0.1:9 .*is its head node running"):
         list(spread(square, None, [], on="ray:127.0.0.1:9"))
     assert time.monotonic() - started < 10
+
+
+def test_no_cluster_on_this_machine_is_wrong_input(monkeypatch):
+    def init(**_options):
+        raise ConnectionError("Could not find any running Ray instance. Please specify the one by `--address`.")
+
+    monkeypatch.setattr(ray, "init", init)  # there may be one, after all
+    sentence = r"a Ray cluster on this machine \(Could not find any running Ray instance\); is its head node running"
+    with pytest.raises(ValueError, match=sentence):
+        list(spread(square, None, [], on="ray:auto"))
+
+
+def test_only_a_lost_worker_is_called_so():
+    for error in (
+        ray.exceptions.WorkerCrashedError(),
+        ray.exceptions.OutOfMemoryError("5 GB\nof 4"),
+        ray.exceptions.NodeDiedError("gone"),
+    ):
+        sentence = str(_trouble(error))
+        assert sentence.startswith("a run's worker was lost 6 times (")
+        assert sentence.endswith("); has it enough memory?")
+        assert "\n" not in sentence
+    other = ray.exceptions.RuntimeEnvSetupError("no such package")
+    assert _trouble(other) is other

@@ -1,7 +1,9 @@
 """The regret study's own reading: which rates were right, and a share that is fitted without the task it is for."""
 
 import json
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +231,27 @@ def test_a_task_of_ones_own_is_studied_once(study, tmp_path, monkeypatch):
     assert -5.0 < float(cells(tables.tasks_text(found), "| mine")[3]) < 5.0  # it is learned at nearly any rate
     run_study(monkeypatch, "judge", *own)  # nothing is trained again
     assert (tmp_path / "records.jsonl").read_text() == lines
+
+
+def test_machines_that_share_the_records_share_their_locks_which_git_does_not_see(study, tmp_path, monkeypatch):
+    from study import claimed
+
+    records = tmp_path / "records"
+    subprocess.run(["git", "init", "-q", str(records)], check=True)
+    with claimed(records, "a") as ours:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # another machine has its own
+        with claimed(records, "a") as theirs, claimed(records, "b") as other:
+            assert (ours, theirs, other) == (True, False, True)
+    with claimed(records, "a") as given_back:
+        assert given_back
+    seen = subprocess.run(["git", "-C", records, "status", "--short"], capture_output=True, text=True, check=True)
+    assert seen.stdout == ""
+
+
+def test_a_place_where_no_cluster_is_is_told_in_a_sentence(study, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    with pytest.raises(SystemExit, match=r"no Ray cluster answers at 127.0.0.1:9"):
+        run_study(monkeypatch, "grid", "--on", "ray:127.0.0.1:9", "--out", tmp_path)
 
 
 def test_a_task_that_raises_leaves_a_hole_and_the_study_goes_on(study, tmp_path, monkeypatch):

@@ -17,10 +17,8 @@ import contextlib
 import fcntl
 import os
 import sys
-import tempfile
 import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +94,13 @@ def key_of(config: dict[str, Any]) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def claimed(records: Path, name: str) -> Iterator[bool]:
-    """Whether this process is the one that works on `name`; a process that dies gives its claim back."""
-    folder = Path(tempfile.gettempdir()) / f"cyclr-regret-{zlib.crc32(os.fsencode(records.resolve()))}"
-    folder.mkdir(exist_ok=True)
+    """Whether this process is the one that works on `name`; a process that dies gives its claim back.
+
+    The locks lie beside the records, where the processes of all machines see them.
+    """
+    folder = records / ".claims"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")  # wherever the records are, the locks are not committed with them
     with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,14 +120,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "records")
     parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
     options = parser.parse_args()
-    if options.on != "local":
-        from cyclr.lab.on_ray import spread
-
-        options.out, where, options.on = options.out.resolve(), options.on, "local"
-        list(spread(work, options, None, on=where))
-        return
     try:
-        work(options)
+        if options.on == "local":
+            work(options)
+        else:
+            from cyclr.lab.on_ray import spread
+
+            options.out, where, options.on = options.out.resolve(), options.on, "local"
+            list(spread(work, options, None, on=where))
     except ValueError as error:
         sys.exit(str(error))
 

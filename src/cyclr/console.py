@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 FAILED, WRONG_INPUT = 1, 2
 INTERRUPTED = 130  # Typer's word for Ctrl-C
 
-RANK = int(os.environ.get("RANK", "0"))  # as torchrun and accelerate launch number the processes; the first one talks
+# As torchrun and accelerate launch number the processes, of all nodes and of this one. The first of all talks.
+RANK, LOCAL_RANK = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 
 notes = Console(stderr=True, highlight=False, emoji=False, quiet=RANK > 0)
 _result: ContextVar[TextIO | None] = ContextVar("_result", default=None)  # where JSON goes
@@ -41,9 +42,7 @@ def run(app: typer.Typer) -> None:
         if os.environ.get("CYCLR_DEBUG"):
             raise
         code, sentence = _told(error)
-        if RANK and code == FAILED:  # wrong input is wrong for all, and the first process says so
-            sys.stderr.write(f"cyclr, process {RANK}: {sentence}\n")
-        notes.print(f"cyclr: {sentence}", markup=False, soft_wrap=True)
+        _tell(code, sentence)
     if code:
         sys.exit(code)
 
@@ -64,9 +63,21 @@ def _told(error: BaseException) -> tuple[int, str]:
     return FAILED, f"the run failed: {type(error).__name__}: {first_line}"
 
 
+def _tell(code: int, sentence: str) -> None:
+    """Say why the command ends.
+
+    Input that is wrong for one process of a node is wrong for all of that node, so its first one says it. The nodes
+    may differ: a folder that is there on one is missing on another.
+    """
+    if not RANK:
+        notes.print(f"cyclr: {sentence}", markup=False, soft_wrap=True)
+    elif not LOCAL_RANK or code == FAILED:
+        sys.stderr.write(f"cyclr, process {RANK}: {sentence}\n")
+
+
 def stop(code: int, sentence: str) -> NoReturn:
     """End the command with a sentence."""
-    notes.print(f"cyclr: {sentence}", markup=False, soft_wrap=True)
+    _tell(code, sentence)
     raise typer.Exit(code)
 
 

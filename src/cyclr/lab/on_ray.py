@@ -21,6 +21,14 @@ except ImportError:
 RETRIES = 5  # of a run whose worker was lost
 ANSWER_SECONDS = 5.0
 OBJECT_STORE = 500 * 2**20  # bytes of shared memory that a cluster of our own takes
+HOST = r"[^/\s:]+:\d+"
+LOST = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,  # a result, with the node that held it
+)
 
 
 def spread(
@@ -42,14 +50,13 @@ def spread(
         cpus, gpus: what one job needs. It has as many threads as CPUs.
 
     Raises:
-        ValueError: an unknown `on`, or nobody answers there.
+        ValueError: an unknown `on`, nobody answers there, or no node has what one job needs.
         Exception: what a job raised, once all others have ended.
     """
     with _cluster(on):
+        room = _room(cpus, gpus)
         if jobs is None:
-            free = ray.cluster_resources()
-            room = [free.get("CPU", 0) / cpus if cpus else 1, free.get("GPU", 0) / gpus if gpus else 2**20]
-            jobs = [{}] * max(1, int(min(room)))
+            jobs = [{}] * room
         _send_task_files()
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_job)
         kept = ray.put((function, shared))
@@ -61,8 +68,7 @@ def spread(
             try:
                 yield number, ray.get(ended)
             except ray.exceptions.RayError as error:
-                lost = RuntimeError(f"a run's worker was lost {RETRIES + 1} times ({error}); has it enough memory?")
-                trouble = trouble or getattr(error, "cause", None) or lost
+                trouble = trouble or _trouble(error)
         if trouble is not None:
             raise trouble
 
@@ -72,6 +78,29 @@ def _job(kept: tuple[Callable[..., Any], Any], threads: int, job: Mapping[str, A
     torch.set_num_threads(threads)
     function, shared = kept
     return function(shared, **job)
+
+
+def _room(cpus: float, gpus: float) -> int:
+    """How many jobs the cluster's nodes have room for at once; at least one, for Ray would wait for it for ever."""
+    needs = {kind: need for kind, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = [min((int(node.get(kind, 0) / need + 1e-9) for kind, need in needs.items()), default=1) for node in nodes]
+    if not any(room):
+        most = ", ".join(f"{max((node.get(kind, 0) for node in nodes), default=0):g} {kind}" for kind in needs)
+        needed = " and ".join(f"{need:g} {kind}" for kind, need in needs.items())
+        raise ValueError(
+            f"a run needs {needed}, but no node of this cluster has as many (the most that one has: {most}); "
+            "let a run need less, or add such a node"
+        )
+    return sum(room)
+
+
+def _trouble(error: Exception) -> Exception:
+    """What a job raised; a sentence where its worker was lost; what else Ray says as it is."""
+    if isinstance(error, LOST):
+        reason = str(error).partition("\n")[0]
+        return RuntimeError(f"a run's worker was lost {RETRIES + 1} times ({reason}); has it enough memory?")
+    return getattr(error, "cause", None) or error
 
 
 @contextmanager
@@ -92,7 +121,14 @@ def _cluster(on: str) -> Iterator[None]:
         ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     else:
         _check_answers(address)
-        ray.init(address=address, **quiet)
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            where = "on this machine" if address == "auto" else f"at {address}"
+            reason = re.split(r"\. |\n", str(error))[0]  # then it speaks of options that are not ours
+            raise ValueError(
+                f"cannot connect to a Ray cluster {where} ({reason}); is its head node running, and the only one there?"
+            ) from None
     try:
         yield
     finally:
@@ -102,10 +138,13 @@ def _cluster(on: str) -> Iterator[None]:
 def address_of(on: str) -> str | None:
     """Ray's address in `on`; None for a cluster of our own."""
     if on == "ray":
-        return os.environ.get("RAY_ADDRESS")
-    if re.fullmatch(r"ray:(auto|[^/\s:]+:\d+)", on):
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        if not re.fullmatch(f"local|auto|(ray://)?{HOST}", address):
+            raise ValueError(f"RAY_ADDRESS must be local, auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
+        return None if address == "local" else address
+    if re.fullmatch(f"ray:(auto|{HOST})", on):
         return on.removeprefix("ray:")
-    if re.fullmatch(r"ray://[^/\s:]+:\d+", on):
+    if re.fullmatch(f"ray://{HOST}", on):
         return on
     raise ValueError(f"on must be local, ray, ray:auto, ray:HOST:PORT or ray://HOST:PORT, got {on!r}")
 
