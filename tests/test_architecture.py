@@ -18,6 +18,7 @@ CORE = {
     "batches",
     "checks",
     "files",
+    "frameworks",
     "schedules",
     "stages",
     "policies",

@@ -4,15 +4,18 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def sections(page):
@@ -24,6 +27,7 @@ def sections(page):
 
 PAGE = (DOCS / "frameworks.md").read_text()
 SECTIONS = sections(PAGE)
+KERAS = "Keras 3, on JAX or torch"
 CYCLE_ENDS = sections((DOCS / "cycle-ends.md").read_text())
 HOLDS = {  # what is true after a section's code
     "Snapshots in your own loop": "[each.step for each in ensemble.members] == [400, 600, 800] "
@@ -34,17 +38,26 @@ HOLDS = {  # what is true after a section's code
 }
 
 
-@pytest.mark.parametrize("framework", SECTIONS)
+@pytest.mark.parametrize("framework", [each for each in SECTIONS if each != KERAS])
 def test_ten_lines_for_each_framework_run_and_find_bounds(framework, tmp_path):
     run(SECTIONS[framework] + "\nassert bounds.status == 'ok', bounds\n", tmp_path)
 
 
-def run(code, folder):
+@pytest.mark.parametrize(("environment", "backend"), [({}, "jax"), ({"KERAS_BACKEND": "torch"}, "torch")])
+def test_the_lines_for_keras_run_on_the_backend_that_the_page_names_and_on_torch(environment, backend, tmp_path):
+    run(f"{SECTIONS[KERAS]}\nassert bounds.status == 'ok' and keras.backend.backend() == {backend!r}\n"
+        "assert plan.schedule.cycle_ends(480)\n"
+        "assert all(os.path.exists(f'{end}.weights.h5') for end in plan.schedule.cycle_ends(480))\n",
+        tmp_path, **environment)  # fmt: skip
+
+
+def run(code, folder, **environment):
+    """In the environment that a reader has: nothing in it says which backend Keras takes."""
     file = folder / "lines.py"
     file.write_text(code)
     result = subprocess.run(
         [sys.executable, str(file)], cwd=folder, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"KERAS_BACKEND": "torch"},
+        env={name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"} | environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
@@ -68,6 +81,33 @@ def test_ones_own_images_are_found_and_trained(tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["result"]["validation"] == 1.0
     assert len(list(tmp_path.glob("cyclr-out/birds/snapshots/*/step-*.safetensors"))) == 2
+
+
+def commands(title):
+    """What the pip commands of a section name."""
+    section = PAGE.partition(f"## {title}\n")[2].partition("```python")[0]
+    return [shlex.split(each) for each in re.findall(r"`pip install (.*?)`", section)]
+
+
+def installed(names):
+    """The distributions that these names install, with what our own extras add."""
+    found, extras = set(), tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name in names:
+        base, *asked = re.split(r"[\[\],]+", name.strip("]"))
+        if base == "cyclr":
+            found |= {"cyclr", "numpy"}.union(*(installed(extras[each]) for each in asked))
+        else:
+            found.add(re.match(r"[\w-]+", base)[0])
+    return found
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_the_pip_command_of_a_section_installs_what_its_code_imports(title):
+    imported = set(re.findall(r"^(?:import|from) (\w+)", SECTIONS[title], flags=re.MULTILINE)) - sys.stdlib_module_names
+    wanted = {{"sklearn": "scikit-learn"}.get(each, each.replace("_", "-")) for each in imported}
+    assert commands(title), "the section has no pip command"
+    for names, backend in zip(commands(title), ("jax", "torch"), strict=False):
+        assert wanted | ({backend} if title == KERAS else set()) <= installed(names)
 
 
 def test_the_page_has_every_framework():

@@ -1,21 +1,30 @@
-"""One contract for all frameworks: the same task, the same rates, nothing lost, nothing left behind."""
+"""One contract for all frameworks: the same task, the same rates, nothing lost, nothing left behind.
+
+And one sentence where a framework is missing or too old.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-CONTRACT = Path(__file__).parent / "frameworks" / "contract.py"
+from cyclr.frameworks import NEEDS, check
+
+ROOT = Path(__file__).parent.parent
+CONTRACT = ROOT / "tests" / "frameworks" / "contract.py"
 sys.path.insert(0, str(CONTRACT.parent))
 from contract import FAILS_AT, NAN_AT, RAMP, SCHEDULE, STEPS, STOP  # noqa: E402
 
-FRAMEWORKS = ["numpy", "torch", "lightning", "transformers", "accelerate", "keras-torch", "keras-jax", "jax"]
-frameworks = pytest.mark.parametrize("name", FRAMEWORKS)
+ADAPTED = ["torch", "lightning", "transformers", "accelerate", "keras-torch", "keras-jax", "jax"]
+frameworks = pytest.mark.parametrize("name", ["numpy", *ADAPTED])
+adapted = pytest.mark.parametrize("name", ADAPTED)  # those whose range test puts everything back
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +67,7 @@ def test_a_training_stopped_in_mid_cycle_goes_on_in_another_process_to_the_same_
     assert stopped["weights"] != continued["weights"] == whole["weights"]
 
 
-@frameworks
+@adapted
 def test_a_range_test_leaves_everything_as_it_was(seen, name):
     tested = seen(name)["tested"]
     assert tested["stopped"] is None
@@ -66,14 +75,20 @@ def test_a_range_test_leaves_everything_as_it_was(seen, name):
     assert tested["before"] == tested["after"]
 
 
-@frameworks
+def test_what_nobody_puts_back_does_not_look_as_it_was(seen):
+    """By hand, a range test is a training: what is compared before and after would show that of an adapter too."""
+    for part in ("tested", "failed", "poisoned"):
+        assert seen("numpy")[part]["before"] != seen("numpy")[part]["after"]
+
+
+@adapted
 def test_a_range_test_that_fails_says_so_and_leaves_everything_as_it_was(seen, name):
     failed = seen(name)["failed"]
     assert "the disk with the data is gone" in failed["error"]
     assert failed["before"] == failed["after"]
 
 
-@frameworks
+@adapted
 def test_nan_ends_a_range_test_cleanly(seen, name):
     poisoned = seen(name)["poisoned"]
     assert poisoned["stopped"] == "non-finite"
@@ -88,3 +103,64 @@ def test_all_frameworks_see_the_same_curve(seen, name):
     np.testing.assert_allclose(values, by_hand, rtol=1e-3, atol=1e-4)
     assert seen(name)["poisoned"]["values"] == values[:NAN_AT]
     assert FAILS_AT < NAN_AT < RAMP.steps
+
+
+NEEDED = [(adapter, *each) for adapter, needed in NEEDS.items() for each in needed]
+needed = pytest.mark.parametrize(("adapter", "module", "name", "oldest"), NEEDED)
+
+
+def refused(adapter, **versions):
+    """The last line of an import of the adapter, with frameworks of these versions, or none."""
+    fakes = [f"{each!r}: {version and f'Is(__version__={version!r})'}" for each, version in versions.items()]
+    code = f"""
+import sys
+from types import SimpleNamespace as Is
+sys.modules.update({{{", ".join(fakes)}}})
+import cyclr.{adapter}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def new_enough(adapter):
+    return {module: "99.0" for module, _, _ in NEEDS[adapter]}
+
+
+@needed
+def test_a_missing_framework_is_one_sentence_with_the_command(adapter, module, name, oldest):
+    assert refused(adapter, **new_enough(adapter) | {module: None}) == (
+        f"ImportError: cyclr.{adapter} needs {name}: pip install 'cyclr[{adapter}]'"
+    )
+
+
+@needed
+@pytest.mark.parametrize("kind", ["{}.{}.1", "{}.{}rc1+cpu"])
+def test_a_framework_that_is_too_old_is_one_sentence_with_the_command(adapter, module, name, oldest, kind):
+    major, minor = oldest
+    older = kind.format(*((major, minor - 1) if minor else (major - 1, 57)))
+    assert refused(adapter, **new_enough(adapter) | {module: older}) == (
+        f"ImportError: cyclr.{adapter} needs {name} {major}.{minor} or later, found {older}: "
+        f"pip install --upgrade 'cyclr[{adapter}]'"
+    )
+
+
+@needed
+def test_what_an_adapter_needs_is_what_its_extra_installs(adapter, module, name, oldest):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = [*extras[adapter], *(extras["torch"] if "cyclr[torch]" in extras[adapter] else [])]
+    assert f"{module.replace('_', '-')}>={oldest[0]}.{oldest[1]}" in wanted
+
+
+@pytest.mark.parametrize("version", ["2.9", "2.9.0", "2.10rc1", "3.0.dev2026", "10.0+cpu"])
+def test_a_framework_that_is_new_enough_is_taken(monkeypatch, version):
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version))
+    check("torch")
+
+
+def test_a_framework_that_lacks_something_itself_says_so(monkeypatch, tmp_path):
+    (tmp_path / "optional_part.py").write_text("import a_module_that_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(NEEDS, "torch", [("optional_part", "PyTorch", (2, 9))])
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_nobody_has"):
+        check("torch")

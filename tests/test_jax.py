@@ -115,6 +115,24 @@ def test_a_range_test_compiles_once_and_changes_nothing(ramp, options):
     assert again == curve
 
 
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_weights_in_half_precision_stay_so_and_the_update_is_traced_once(seeds):
+    """A rate in float32 would make them float32 in the first update, and the second would be traced again."""
+    traced = []
+
+    def lean(weights, x, lr):
+        traced.append((weights.dtype, lr.shape))
+        loss, slopes = jax.value_and_grad(lambda w: jnp.mean((x @ w - 1) ** 2))(weights)
+        return weights - lr * slopes, loss
+
+    weights, data = jnp.zeros((seeds or 1, 4), jnp.bfloat16), list(jnp.asarray(X, jnp.bfloat16))
+    if seeds:
+        assert all(len(curve.lrs) > 10 for curve in range_tests(lean, weights, data, RAMP))
+    else:
+        assert len(range_test(jax.jit(lean), weights[0], data, ramp=RAMP).lrs) > 10
+    assert traced == [(jnp.bfloat16, ())]
+
+
 def test_every_pass_starts_from_the_first_state_and_batch():
     firsts = []
 
@@ -214,6 +232,9 @@ def test_wrong_input_is_refused_with_a_sentence(call, sentence):
 
 
 def test_a_jax_that_is_too_old_for_a_schedule_is_named(monkeypatch):
-    monkeypatch.delattr(jax, "enable_x64")
-    with pytest.raises(ImportError, match=r"needs JAX 0\.8 or later, found .*: pip install --upgrade 'cyclr\[jax\]'"):
+    monkeypatch.setattr(jax, "__version__", "0.7.2")
+    sentence = (
+        r"^a schedule at a step of JAX needs JAX 0\.8 or later, found 0\.7\.2: pip install --upgrade 'cyclr\[jax\]'$"
+    )
+    with pytest.raises(ImportError, match=sentence):
         CYCLES(jnp.asarray(3))

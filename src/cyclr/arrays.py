@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cyclr import checks
+from cyclr import checks, frameworks
 
 
 class Scalars:
@@ -55,11 +55,7 @@ def evaluated(formula: Callable[[Any, Any], Any], step: Any) -> Any:
 
 def _in_double(formula: Callable[[Any, Any], Any], step: Any, jax: Any) -> Any:
     """The rate that other frameworks have, rounded once; in JAX's single precision it would be some bits off."""
-    if not hasattr(jax, "enable_x64"):
-        raise ImportError(
-            f"a schedule at a step of JAX needs JAX 0.8 or later, found {jax.__version__}: "
-            "pip install --upgrade 'cyclr[jax]'"
-        )
+    frameworks.check("jax", "a schedule at a step of JAX")  # an older one has no enable_x64
     precision = jax.numpy.result_type(float)
     with jax.enable_x64(True):
         return formula(step.astype("int64"), jax.numpy).astype(precision)

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-try:
-    import jax
-except ImportError:
-    raise ImportError("cyclr.jax needs JAX: pip install 'cyclr[jax]'") from None
+from cyclr import frameworks
 
+frameworks.check("jax")
+
+import jax
 
 from cyclr.batches import endless
 from cyclr.curve import Curve
@@ -43,7 +43,8 @@ def range_test(
 
     Args:
         update: `update(state, batch, lr)` returns the next state and the loss, or a dict of metrics, before the
-            update. It may be compiled (the rate is an array, so it is compiled once) and may donate its state.
+            update. It may be compiled, and may donate its state. The rate is a scalar array, so it is compiled once; it
+            is weakly typed as a Python number is, so weights in bfloat16 stay so.
         state: what `update` starts from, any pytree.
         batches: anything that can be iterated again and again; it starts over when it is exhausted.
         ramp: the rates, by default found without numbers from you: see `cyclr.range_test`.
@@ -152,7 +153,6 @@ class _Trial:
         if not callable(update):
             raise TypeError(f"update must be a function update(state, batch, lr), got {type(update).__name__}")
         self.update, self.start, self.data = update, state, batches
-        self.precision = jax.numpy.result_type(float)
         self.reset()
 
     def reset(self) -> None:
@@ -161,7 +161,8 @@ class _Trial:
         self.batches = endless(self.data)
 
     def __call__(self, lr: float) -> Any:
-        result = self.update(self.state, next(self.batches), jax.numpy.asarray(lr, self.precision))
+        # Without a dtype the rate is weakly typed: a float32 rate would turn a bfloat16 state into float32.
+        result = self.update(self.state, next(self.batches), jax.numpy.asarray(lr))
         if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(f"update must return (state, loss) or (state, metrics), got {type(result).__name__}")
         self.state, metrics = result

@@ -13,36 +13,27 @@ from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
-try:
-    import transformers as _transformers
-except ImportError:
-    raise ImportError("cyclr.transformers needs Transformers: pip install 'cyclr[transformers]'") from None
+from cyclr import checks, frameworks
 
-_OLDEST = (5, 0)
-if tuple(int(part) for part in _transformers.__version__.split(".")[:2]) < _OLDEST:
-    raise ImportError(
-        f"cyclr.transformers needs Transformers {_OLDEST[0]}.{_OLDEST[1]} or later, found "
-        f"{_transformers.__version__}: pip install --upgrade 'cyclr[transformers]'"
-    )
+frameworks.check("transformers")
 
-import torch  # noqa: E402
-from transformers import Trainer, TrainerCallback, TrainerControl  # noqa: E402
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback  # noqa: E402
-from transformers.trainer_utils import TrainerMemoryTracker  # noqa: E402
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_utils import TrainerMemoryTracker
 
-from cyclr import checks  # noqa: E402
-from cyclr.batches import EMPTY  # noqa: E402
-from cyclr.bounds import Bounds, find_bounds  # noqa: E402
-from cyclr.curve import Curve  # noqa: E402
-from cyclr.range_test import Progress  # noqa: E402
-from cyclr.range_test import range_test as run_range_test  # noqa: E402
-from cyclr.schedules import Ramp  # noqa: E402
-from cyclr.torch.checksum import generators, parts_of  # noqa: E402
-from cyclr.torch.cycle_ends import CycleEnds  # noqa: E402
-from cyclr.torch.processes import check_same, everywhere, group_of, listening, mean  # noqa: E402
-from cyclr.torch.range_test import SKIPS, check_trainable  # noqa: E402
-from cyclr.torch.scheduler import MULTIPLIER, innermost  # noqa: E402
-from cyclr.torch.state import attributes_kept, restored  # noqa: E402
+from cyclr.batches import EMPTY
+from cyclr.bounds import Bounds, find_bounds
+from cyclr.curve import Curve
+from cyclr.range_test import Progress
+from cyclr.range_test import range_test as run_range_test
+from cyclr.schedules import Ramp
+from cyclr.torch.checksum import generators, parts_of
+from cyclr.torch.cycle_ends import CycleEnds
+from cyclr.torch.processes import check_same, everywhere, group_of, listening, mean
+from cyclr.torch.range_test import SKIPS, check_trainable
+from cyclr.torch.scheduler import MULTIPLIER, innermost
+from cyclr.torch.state import attributes_kept, restored
 
 __all__ = ["AtCycleEnds", "RangeTest", "range_test"]
 

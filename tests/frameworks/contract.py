@@ -3,7 +3,8 @@
 `python contract.py NAME FOLDER` runs the module `on_NAME` beside this file and prints what was seen as JSON;
 `--continue` makes the second half of the interrupted training, in this new process. Such a module has
 
-    RATES                               np.float64, or np.float32 where the framework holds rates in that
+    RATES                               np.float64, or np.float32 where the framework holds rates in that, or where
+                                        they can be known no better
     train(schedule, start, stop, folder)
         does updates start to stop - 1 on `batch(step)` from `weights()`, or from what an earlier call left in `folder`
         where start is above 0, and saves everything there; returns the rate that the optimiser used in each update,

@@ -8,7 +8,7 @@ import pytest
 from small_keras import BACKEND, CYCLE, QUIET, RAMP, fit, network
 
 import cyclr
-from cyclr.keras import LearningRate, Momentum, range_test
+from cyclr.keras import AtCycleEnds, LearningRate, Momentum, range_test
 
 pytestmark = QUIET
 
@@ -31,17 +31,20 @@ def test_each_rate_is_the_schedules_rounded_once(policy):
         assert got == np.float32(schedule(step)) == keras.ops.convert_to_numpy(rate(step))
 
 
-@pytest.mark.parametrize("tested_before", [False, True])
-def test_every_update_of_a_fit_uses_the_schedules_rate(tested_before):
+ONES = np.ones((8, 1), np.float32)
+
+
+def moved_by_the_rate(optimizer):
     """Plain SGD on a linear model with a constant gradient: the weight moves by exactly the rate."""
     net = keras.Sequential(
         [keras.layers.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")]
     )
-    net.compile(keras.optimizers.SGD(0.1 if tested_before else LearningRate(CYCLE)), loss=lambda y, out: -out)
-    ones, weights = np.ones((8, 1), np.float32), [np.float32(0)]
-    if tested_before:  # the step is compiled by then
-        range_test(net, (ones, ones), batch_size=1, ramp=RAMP)
-        net.optimizer.learning_rate = LearningRate(CYCLE)
+    net.compile(optimizer, loss=lambda y, out: -out)
+    return net
+
+
+def weights_after_each_batch(net, epochs):
+    weights = [np.float32(0)]
 
     def see(batch, logs):
         if BACKEND == "jax":
@@ -49,11 +52,22 @@ def test_every_update_of_a_fit_uses_the_schedules_rate(tested_before):
         weights.append(net.get_weights()[0].item())
 
     seen = keras.callbacks.LambdaCallback(on_train_batch_end=see)
-    net.fit(ones, ones, batch_size=1, epochs=2, verbose=0, callbacks=[seen])
-    expected = [np.float32(0)]
-    for step in range(16):
-        expected.append(expected[-1] + np.float32(CYCLE(step)))
-    np.testing.assert_array_equal(np.float32(weights), expected)
+    net.fit(ONES, ONES, batch_size=1, epochs=epochs, verbose=0, callbacks=[seen])
+    return np.float32(weights)
+
+
+def weights_by_hand(updates):
+    """The sums of the schedule's rates, in single precision."""
+    return np.cumsum([0, *map(CYCLE, range(updates))], dtype=np.float32)
+
+
+@pytest.mark.parametrize("tested_before", [False, True])
+def test_every_update_of_a_fit_uses_the_schedules_rate(tested_before):
+    net = moved_by_the_rate(keras.optimizers.SGD(0.1 if tested_before else LearningRate(CYCLE)))
+    if tested_before:  # the step is compiled by then
+        range_test(net, (ONES, ONES), batch_size=1, ramp=RAMP)
+        net.optimizer.learning_rate = LearningRate(CYCLE)
+    np.testing.assert_array_equal(weights_after_each_batch(net, epochs=2), weights_by_hand(16))
 
 
 def test_a_saved_model_brings_its_schedule_and_goes_on_in_mid_cycle(tmp_path):
@@ -67,10 +81,30 @@ def test_a_saved_model_brings_its_schedule_and_goes_on_in_mid_cycle(tmp_path):
     assert config["learning_rate"]["config"]["schedule"] == CYCLE.to_dict()
 
 
-def test_with_gradient_accumulation_the_rate_counts_real_updates():
+def test_with_gradient_accumulation_every_real_update_uses_the_schedules_rate():
+    """The weight stands still for three batches and moves in the fourth."""
     rate = LearningRate(CYCLE, accumulation=4)
-    assert [float(rate(batch)) for batch in (3, 4, 7, 8)] == [np.float32(CYCLE(step)) for step in (0, 1, 1, 2)]
+    net = moved_by_the_rate(keras.optimizers.SGD(rate, gradient_accumulation_steps=4))
+    batches = np.arange(41)
+    np.testing.assert_array_equal(weights_after_each_batch(net, epochs=5), weights_by_hand(10)[batches // 4])
     assert LearningRate.from_config(rate.get_config()).accumulation == 4
+
+
+@pytest.mark.parametrize(("counts", "steps"), [(1, 4), (4, None), (2, 4)])
+@pytest.mark.parametrize("where", ["range test", "momentum", "cycle ends"])
+def test_a_rate_that_would_count_batches_is_refused(where, counts, steps):
+    rate = LearningRate(CYCLE, accumulation=counts)
+    net = moved_by_the_rate(keras.optimizers.SGD(rate, momentum=0.9, gradient_accumulation_steps=steps))
+    use = {
+        "range test": lambda: range_test(net, (ONES, ONES), ramp=RAMP),
+        "momentum": lambda: net.fit(ONES, ONES, verbose=0, callbacks=[Momentum(CYCLE.opposite(0.85, 0.95))]),
+        "cycle ends": lambda: net.fit(ONES, ONES, verbose=0, callbacks=[AtCycleEnds(schedule=CYCLE)]),
+    }[where]
+    with pytest.raises(ValueError, match=f"gradient_accumulation_steps={steps}, .* accumulation={counts}, ") as seen:
+        use()
+    assert str(seen.value).endswith(f"make it LearningRate(schedule, accumulation={steps or 1})")
+    net.optimizer.learning_rate = LearningRate(CYCLE, accumulation=steps or 1)
+    use()
 
 
 def test_something_else_than_a_schedule_is_refused():

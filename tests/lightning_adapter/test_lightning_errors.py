@@ -1,7 +1,7 @@
 """Wrong input to the Lightning adapter: one sentence each."""
 
-import subprocess
-import sys
+import os
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -10,7 +10,7 @@ from small_lightning import QUIET, RAMP, SCHEDULE, Module, Pair, loader_of, trai
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cyclr.lightning import RangeTest, range_test
+from cyclr.lightning import AtCycleEnds, RangeTest, range_test
 from cyclr.torch import ScheduleLR
 
 pytestmark = QUIET
@@ -44,6 +44,13 @@ class Epochwise(Module):
         return [optimizer], [ScheduleLR(optimizer, SCHEDULE)]
 
 
+class TheOthers:
+    """What `import lightning.pytorch` calls Trainer; that package is not installed here."""
+
+
+TheOthers.__module__, TheOthers.__name__ = "lightning.pytorch.trainer", "Trainer"
+
+
 class Idle(Pair):
     def training_step(self, batch, batch_idx):
         return cross_entropy(self.one(batch[0]), batch[1])
@@ -55,7 +62,22 @@ BAD = {
         TypeError,
         "trainer must be a pytorch_lightning.Tr",
     ),
-    "model": (lambda: range_test(trainer_of(), nn.Linear(1, 1), []), TypeError, "model must be a .* got Linear"),
+    "model": (
+        lambda: range_test(trainer_of(), nn.Linear(1, 1), []),
+        TypeError,
+        r"model must be a pytorch_lightning\.LightningModule, got torch\.nn\.modules\.linear\.Linear$",
+    ),
+    "trainer of the other package": (
+        lambda: range_test(TheOthers(), Module(), loader_of()),
+        TypeError,
+        r"trainer must be a pytorch_lightning\.Trainer, got lightning\.pytorch\.trainer\.Trainer "
+        r"\(import both from pytorch_lightning\)$",
+    ),
+    "fit of the other package": (
+        lambda: RangeTest().setup(TheOthers(), Module(), "fit"),
+        TypeError,
+        r"trainer must be a pytorch_lightning\.Trainer, got lightning\.pytorch\.trainer\.Trainer",
+    ),
     "no step": (lambda: range_test(trainer_of(), Stepless(), loader_of()), ValueError, "Stepless has no training_step"),
     "no optimizer": (
         lambda: range_test(trainer_of(), Optimizerless(), loader_of()),
@@ -115,6 +137,16 @@ BAD = {
         ValueError,
         "Lightning would step the ScheduleLR every 1 epoch",
     ),
+    "epoch at cycles' ends": (
+        lambda: trainer_of(AtCycleEnds()).fit(Epochwise(), loader_of()),
+        ValueError,
+        "Lightning would step the ScheduleLR every 1 epoch",
+    ),
+    "epoch at the ends of a given schedule": (
+        lambda: trainer_of(AtCycleEnds(schedule=SCHEDULE)).fit(Epochwise(), loader_of()),
+        ValueError,
+        "Lightning would step the ScheduleLR every 1 epoch",
+    ),
     "at": (lambda: RangeTest(at=-1), ValueError, "at must be at least 0, got -1"),
 }
 
@@ -125,6 +157,32 @@ def test_wrong_input_gets_one_sentence(case):
     with pytest.raises(error, match=f"^{sentence}") as seen:
         call()
     assert "\n" not in str(seen.value)
+
+
+SHARDED = ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"]
+
+
+@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("call", ["from outside", "in a fit"])
+def test_a_strategy_that_splits_the_model_is_refused_by_name(name, call):
+    """Two of them want a GPU or DeepSpeed to be made at all, so the trainer gets one that isn't."""
+    trainer, callback, module = trainer_of(), RangeTest(RAMP), Module()
+    kind = getattr(pl.strategies, name)
+    trainer._accelerator_connector.strategy = kind.__new__(kind)
+    sentence = rf"^the trainer's {name} splits the model between processes, .* under DDP, and use its bounds here$"
+    with pytest.raises(ValueError, match=sentence):
+        range_test(trainer, module, loader_of()) if call == "from outside" else callback.setup(trainer, module, "fit")
+
+
+def test_a_fit_that_splits_the_model_ends_before_it_does(monkeypatch):
+    strategy = pl.strategies.ModelParallelStrategy(process_group_backend="gloo")
+    monkeypatch.setattr(Module, "configure_model", lambda self: pytest.fail("the model is being split"))
+    with mock.patch.dict(os.environ):  # Lightning writes the group's address there
+        try:
+            with pytest.raises(ValueError, match="the trainer's ModelParallelStrategy splits the model"):
+                trainer_of(RangeTest(RAMP), strategy=strategy).fit(Module(), loader_of())
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 def test_a_module_without_an_optimiser_says_so():
@@ -141,18 +199,3 @@ def test_inside_a_fit_a_running_trainer_is_pointed_to_the_callback():
         ValueError, match=r"^the trainer is running; inside a fit give it the callback cyclr.lightning.Ran"
     ):
         trainer_of(Within()).fit(Module(), loader_of())
-
-
-@pytest.mark.parametrize(
-    ("version", "sentence"),
-    [
-        (None, "cyclr.lightning needs PyTorch Lightning: pip install 'cyclr[lightning]'"),
-        ("1.9.5", "needs PyTorch Lightning 2.4 or later, found 1.9.5: pip install --upgrade 'cyclr[lightning]'"),
-    ],
-)
-def test_lightning_that_is_missing_or_too_old_is_told_with_the_command(version, sentence):
-    fake = "None" if version is None else f"types.SimpleNamespace(__version__={version!r})"
-    code = f"import sys, types; sys.modules['pytorch_lightning'] = {fake}; import cyclr.lightning"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1].startswith("ImportError: ")
-    assert sentence in done.stderr.splitlines()[-1]

@@ -12,6 +12,7 @@ import numpy as np
 from cyclr import checks
 from cyclr.batches import endless
 from cyclr.curve import Curve, Goal
+from cyclr.keras.schedule import check_accumulation
 from cyclr.keras.state import inner, restored
 from cyclr.range_test import Progress
 from cyclr.range_test import range_test as run_range_test
@@ -55,7 +56,8 @@ def range_test(
     Raises:
         TypeError: something else than a Keras model; data in another form.
         ValueError: a model that isn't compiled or built, or is frozen; an optimiser that does not use the rate it
-            is given; empty data, or an iterator, which can be read only once.
+            is given, or whose LearningRate expects another gradient accumulation than it has; empty data, or an
+            iterator, which can be read only once.
 
     Example:
         >>> import cyclr, keras, numpy
@@ -173,6 +175,7 @@ def _check_trainable(model: Any) -> None:
         raise ValueError(
             f"a range test needs one Keras optimiser with one learning rate, got {type(optimizer).__name__}"
         )
+    check_accumulation(optimizer)
     if getattr(optimizer, "relative_step", False):
         raise ValueError(
             "Adafactor(relative_step=True) does not use the rate that it is given; set relative_step=False"

@@ -29,7 +29,9 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     Args:
         schedule: a cyclr schedule.
-        accumulation: the optimiser's gradient_accumulation_steps, if it has them: Keras then counts batches.
+        accumulation: the optimiser's gradient_accumulation_steps, if it has them. Keras then counts batches, and does
+            not say whose they are: without it the cycles of a plain fit would be as many times too fast. `range_test`,
+            `Momentum` and `AtCycleEnds` see both numbers and refuse such a pair.
 
     Raises:
         TypeError: schedule is no cyclr schedule.
@@ -46,7 +48,7 @@ class LearningRate(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """
 
     def __init__(self, schedule: Schedule, accumulation: int = 1) -> None:
-        self.schedule = _checked(schedule)
+        self.schedule = checked(schedule)
         self.accumulation = checks.whole("accumulation", accumulation, least=1)
 
     def __call__(self, step: Any) -> Any:
@@ -76,7 +78,8 @@ class Momentum(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: schedule is no cyclr schedule.
-        ValueError: at the start of a fit: an optimiser without momentum, or one whose own momentum is 0.
+        ValueError: at the start of a fit: an optimiser without momentum, or one whose own momentum is 0; a
+            LearningRate that expects another gradient accumulation than the optimiser has.
 
     Example:
         >>> import cyclr
@@ -89,13 +92,14 @@ class Momentum(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
-        self.schedule = _checked(schedule)
+        self.schedule = checked(schedule)
         self._own: Any = None
         self._compiled: tuple[Any, Any, Callable[..., Any]] | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Let the optimiser follow."""
         optimizer = inner(self.model.optimizer)
+        check_accumulation(optimizer)
         name = MOMENTUM.get(type(optimizer).__name__)
         if name is None:
             raise ValueError(
@@ -183,7 +187,19 @@ def _step(iterations: Any) -> Any:
     return int(value) if keras.backend.backend() == "torch" or not hasattr(value, "aval") else value
 
 
-def _checked(schedule: Any) -> Schedule:
+def check_accumulation(optimizer: Any) -> None:
+    """That a LearningRate and its optimiser agree on how many batches make an update."""
+    rate, batches = getattr(optimizer, "_learning_rate", None), optimizer.gradient_accumulation_steps or 1
+    if isinstance(rate, LearningRate) and rate.accumulation != batches:
+        raise ValueError(
+            f"the optimiser has gradient_accumulation_steps={optimizer.gradient_accumulation_steps}, but its "
+            f"LearningRate has accumulation={rate.accumulation}, so its steps would not be updates; make it "
+            f"LearningRate(schedule, accumulation={batches})"
+        )
+
+
+def checked(schedule: Any) -> Schedule:
+    """A schedule, or a sentence on what is none."""
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a cyclr schedule such as cyclr.triangular(...), got {schedule!r}")
     return schedule

@@ -5,20 +5,11 @@ Schedules need no adapter: return `cyclr.torch.ScheduleLR` from `configure_optim
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ScheduleLR(optimizer, schedule), "interval": "step"}}
 """
 
-try:
-    import pytorch_lightning as _lightning
-except ImportError:
-    raise ImportError("cyclr.lightning needs PyTorch Lightning: pip install 'cyclr[lightning]'") from None
+from cyclr import frameworks as _frameworks
 
-_OLDEST = (2, 4)
-_version: str = _lightning.__version__  # type: ignore[attr-defined]
-if tuple(int(part) for part in _version.split(".")[:2]) < _OLDEST:
-    raise ImportError(
-        f"cyclr.lightning needs PyTorch Lightning {_OLDEST[0]}.{_OLDEST[1]} or later, found "
-        f"{_version}: pip install --upgrade 'cyclr[lightning]'"
-    )
+_frameworks.check("lightning")
 
-from cyclr.lightning.cycle_ends import AtCycleEnds  # noqa: E402
-from cyclr.lightning.range_test import RangeTest, range_test  # noqa: E402
+from cyclr.lightning.cycle_ends import AtCycleEnds
+from cyclr.lightning.range_test import RangeTest, range_test
 
 __all__ = ["AtCycleEnds", "RangeTest", "range_test"]

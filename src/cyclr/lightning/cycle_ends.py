@@ -6,6 +6,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule
 
+from cyclr.lightning.checks import check_schedulers
 from cyclr.torch.cycle_ends import CycleEnds
 
 
@@ -22,7 +23,8 @@ class AtCycleEnds(CycleEnds, Callback):
 
     Raises:
         TypeError: an action that cannot be called.
-        ValueError: in a fit without a ScheduleLR, if no schedule was given.
+        ValueError: in a fit without a ScheduleLR, if no schedule was given; in one whose ScheduleLR Lightning would
+            step once an epoch.
 
     Example:
         >>> import cyclr
@@ -33,6 +35,9 @@ class AtCycleEnds(CycleEnds, Callback):
 
     Reference: the paper, 3.2: it is best to stop at the end of a cycle.
     """
+
+    def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        check_schedulers(trainer)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

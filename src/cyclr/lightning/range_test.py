@@ -9,15 +9,13 @@ from functools import partial
 from typing import Any
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from cyclr import checks
 from cyclr.bounds import Bounds, find_bounds
 from cyclr.curve import Curve, Goal
 from cyclr.lightning.aside import PlainTensors, connected, taken_aside
+from cyclr.lightning.checks import check_ready, check_schedulers, check_trainer
 from cyclr.lightning.update import Update
 from cyclr.range_test import Progress
 from cyclr.range_test import range_test as run_range_test
@@ -25,7 +23,6 @@ from cyclr.schedules import Ramp
 from cyclr.torch.checksum import generators, parts_of
 from cyclr.torch.processes import check_same, group_of, listening
 from cyclr.torch.range_test import check_trainable, evaluating
-from cyclr.torch.scheduler import ScheduleLR
 from cyclr.torch.state import attributes_kept, restored
 
 NEVER: Any = "in no range test"  # an interval of schedulers beside Lightning's "step" and "epoch"
@@ -86,8 +83,9 @@ def range_test(
         progress, meta: as in `cyclr.range_test`.
 
     Raises:
-        ValueError: a trainer that is running or in `fast_dev_run`, no data, a `training_step` without a loss, a
-            ScheduleLR that Lightning would step once an epoch.
+        ValueError: a trainer that is running or in `fast_dev_run`, a strategy that splits the model between processes
+            (FSDP, DeepSpeed, ModelParallel), no data, a `training_step` without a loss, a ScheduleLR that Lightning
+            would step once an epoch.
         TypeError: no trainer or no LightningModule.
         RestoreError: something that isn't covered was changed. Covered is what `cyclr.torch.restored` says, with the
             tensors in the module's plain attributes (metrics), the trainer, its strategy and its loops.
@@ -123,7 +121,7 @@ def range_test(
         progress=progress,
         meta=meta,
     )
-    _check_ready(trainer, getattr(model, "_orig_mod", model), data)
+    check_ready(trainer, getattr(model, "_orig_mod", model), data)
     run = partial(_from_outside, trainer, model, data, asked)
     launcher = trainer.strategy.launcher
     return run() if launcher is None else launcher.launch(run, trainer=trainer)
@@ -145,7 +143,8 @@ class RangeTest(Callback):
     Under `fast_dev_run` it does nothing. What is not covered, and what a test calls, is listed at `range_test`.
 
     Raises:
-        ValueError: `curve` or `bounds` before a test, or where Lightning would step a ScheduleLR once an epoch.
+        ValueError: `curve` or `bounds` before a test; in a fit with a ScheduleLR that Lightning would step once an
+            epoch, or with a strategy that splits the model between processes.
 
     Example:
         >>> import cyclr
@@ -201,8 +200,12 @@ class RangeTest(Callback):
         """What `cyclr.find_bounds` reads off the last test's curve."""
         return find_bounds(self.curve)
 
+    def setup(self, trainer: Any, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_trainer(trainer)
+
     def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        _check_schedulers(trainer)
+        check_schedulers(trainer)
 
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
         resumed_later = self._at is not None and trainer.global_step > self._at
@@ -232,7 +235,7 @@ def _tested(trainer: Any, loaders: CombinedLoader, asked: _Asked) -> Curve:
     """The test on a trainer that has been taken aside and is about to train."""
     strategy, module, metric = trainer.strategy, trainer.lightning_module, asked.metric
     check_trainable(module, strategy.optimizers)
-    _check_schedulers(trainer)
+    check_schedulers(trainer)
     schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
     strategy.lr_scheduler_configs = [replace(config, interval=NEVER) for config in strategy.lr_scheduler_configs]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
@@ -269,37 +272,3 @@ def _samplers(loaders: CombinedLoader) -> list[Any]:
     """Those that are told of each epoch."""
     parts = [part for loader in loaders.flattened for part in parts_of(loader) if part is not loader]
     return [each for each in parts if hasattr(each, "set_epoch")]
-
-
-def _check_ready(trainer: Any, module: Any, data: Any) -> None:
-    for name, given, kind in (("trainer", trainer, Trainer), ("model", module, LightningModule)):
-        if not isinstance(given, kind):
-            raise TypeError(f"{name} must be a pytorch_lightning.{kind.__name__}, got {type(given).__name__}")
-    if trainer.state.status == TrainerStatus.RUNNING:
-        raise ValueError("the trainer is running; inside a fit give it the callback cyclr.lightning.RangeTest instead")
-    for name in ("training_step", "configure_optimizers"):
-        if not is_overridden(name, module):
-            raise ValueError(f"{type(module).__name__} has no {name}, but a range test trains the model; define it")
-    source = module if data is None else data
-    if isinstance(source, LightningModule | LightningDataModule) and not is_overridden("train_dataloader", source):
-        raise ValueError(f"{type(source).__name__} has no train_dataloader; define it, or give range_test the data")
-    if trainer.fast_dev_run:
-        raise ValueError(
-            "a trainer with fast_dev_run reads a batch or a few, too little for a range test; leave it out"
-        )
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-        raise ValueError(
-            f"the strategy {type(trainer.strategy).__name__} would train in new processes that keep what they find; "
-            'use strategy="ddp", or start the script with torchrun'
-        )
-
-
-def _check_schedulers(trainer: Any) -> None:
-    if not trainer.lightning_module.automatic_optimization:
-        return
-    for config in trainer.lr_scheduler_configs:
-        if isinstance(config.scheduler, ScheduleLR) and (config.interval, config.frequency) != ("step", 1):
-            raise ValueError(
-                f"Lightning would step the ScheduleLR every {config.frequency} {config.interval}, but it counts "
-                'updates; return {"scheduler": ScheduleLR(...), "interval": "step"} from configure_optimizers'
-            )

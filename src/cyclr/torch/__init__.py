@@ -3,10 +3,9 @@
 It computes no rate: those come from `cyclr.schedules`.
 """
 
-try:
-    import torch as _torch  # noqa: F401
-except ImportError:
-    raise ImportError("the torch adapter needs PyTorch: pip install 'cyclr[torch]'") from None
+from cyclr import frameworks as _frameworks
+
+_frameworks.check("torch")
 
 from cyclr.torch.ensemble import Ensemble
 from cyclr.torch.layers import groups_by_depth
