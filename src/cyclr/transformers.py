@@ -32,7 +32,7 @@ from cyclr.torch.checksum import generators, parts_of
 from cyclr.torch.cycle_ends import CycleEnds
 from cyclr.torch.processes import check_same, everywhere, group_of, listening, mean
 from cyclr.torch.range_test import SKIPS, check_trainable
-from cyclr.torch.scheduler import MULTIPLIER, innermost
+from cyclr.torch.scheduler import MULTIPLIER, innermost, unheard
 from cyclr.torch.state import attributes_kept, restored
 
 __all__ = ["AtCycleEnds", "RangeTest", "range_test"]
@@ -233,7 +233,7 @@ def _tested(trainer: Any, asked: _Asked) -> Curve:
     parts = [each for each in parts_of(loader) if hasattr(each, "__dict__")]
     scaler, group = trainer.accelerator.scaler, group_of(model)
     covered = [model, optimizer, *([scaler] if scaler is not None else []), *generators(loader)]
-    with listening(group), attributes_kept(*parts):
+    with listening(group), attributes_kept(*parts), unheard([optimizer]):
         check_same({"ramp": asked.ramp, "steps": asked.steps, "metric": asked.metric}, group)
         with restored(*covered) as saved:
             update = _Update(trainer, model, loader, group)

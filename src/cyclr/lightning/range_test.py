@@ -23,6 +23,7 @@ from cyclr.schedules import Ramp
 from cyclr.torch.checksum import generators, parts_of
 from cyclr.torch.processes import check_same, group_of, listening
 from cyclr.torch.range_test import check_trainable, evaluating
+from cyclr.torch.scheduler import unheard
 from cyclr.torch.state import attributes_kept, restored
 
 NEVER: Any = "in no range test"  # an interval of schedulers beside Lightning's "step" and "epoch"
@@ -245,7 +246,7 @@ def _tested(trainer: Any, loaders: CombinedLoader, asked: _Asked) -> Curve:
     update = Update(trainer, loaders, metric, group)
     trainer.callbacks = [update]
     same = {"ramp": asked.ramp, "steps": asked.steps, "metric": metric, "validate_every": asked.validate_every}
-    with listening(group), attributes_kept(*schedulers, *_samplers(loaders)):
+    with listening(group), attributes_kept(*schedulers, *_samplers(loaders)), unheard(strategy.optimizers):
         check_same({**same, "validate is None": asked.validate is None}, group)
         with restored(*covered, *([scaler] if scaler is not None else []), *asked.also) as saved, closing(update):
 
