@@ -17,7 +17,6 @@ from cyclr import checks, frameworks
 
 frameworks.check("transformers")
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_utils import TrainerMemoryTracker
@@ -32,7 +31,7 @@ from cyclr.torch.checksum import generators, parts_of
 from cyclr.torch.cycle_ends import CycleEnds
 from cyclr.torch.processes import check_same, everywhere, group_of, listening, mean
 from cyclr.torch.range_test import SKIPS, check_trainable
-from cyclr.torch.scheduler import MULTIPLIER, innermost, unheard
+from cyclr.torch.scheduler import innermost, set_rate, unheard
 from cyclr.torch.state import attributes_kept, restored
 
 __all__ = ["AtCycleEnds", "RangeTest", "range_test"]
@@ -267,9 +266,7 @@ class _Update:
         self.batches: Iterator[Any] = iter(())
 
     def __call__(self, lr: float) -> dict[str, float]:
-        for group in self.trainer.optimizer.param_groups:
-            rate = lr * group.get(MULTIPLIER, 1.0)
-            group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
+        set_rate(self.trainer.optimizer.param_groups, lr)
         for _ in range(SKIPS):
             metrics = mean({"loss": self._accumulate()}, self.group)
             if isnan(metrics["loss"]) or self._apply():

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch.optim import Optimizer
@@ -15,7 +14,7 @@ from cyclr.batches import EMPTY
 from cyclr.lightning.aside import loop_like
 from cyclr.torch.processes import Group, everywhere, mean
 from cyclr.torch.range_test import SKIPS
-from cyclr.torch.scheduler import MULTIPLIER
+from cyclr.torch.scheduler import set_rate
 
 IDLE = 1000  # batches without a step of any optimiser, after which manual optimisation counts as never making one
 
@@ -56,7 +55,7 @@ class Update(Callback):
             if self.automatic:
                 self.seen = []
             for optimizer in self.trainer.optimizers:
-                self._set_rate(optimizer)
+                set_rate(optimizer.param_groups, self.lr)
             made = self._train()
             if made or self.automatic:
                 metrics = mean(self._means(), self.group)
@@ -120,12 +119,7 @@ class Update(Callback):
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         self.stepped = True
-        self._set_rate(optimizer)
-
-    def _set_rate(self, optimizer: Optimizer) -> None:
-        for group in optimizer.param_groups:
-            rate = self.lr * group.get(MULTIPLIER, 1.0)
-            group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
+        set_rate(optimizer.param_groups, self.lr)
 
     def _means(self) -> dict[str, float]:
         return {name: sum(each[name] for each in self.seen) / len(self.seen) for name in self.seen[0]}

@@ -20,7 +20,7 @@ from cyclr.schedules import Ramp
 from cyclr.torch.batches import batches_of, on_device
 from cyclr.torch.parallel import reshard
 from cyclr.torch.processes import Group, check_same, everywhere, group_of, listening, mean
-from cyclr.torch.scheduler import MULTIPLIER, innermost, unheard
+from cyclr.torch.scheduler import MULTIPLIER, innermost, set_rate, unheard
 from cyclr.torch.state import restored
 
 BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Mapping[str, Any]]]
@@ -193,10 +193,7 @@ class _Update:
         self.batches.close()
 
     def __call__(self, lr: float) -> dict[str, float]:
-        for group in self.groups:
-            rate = lr * group.get(MULTIPLIER, 1.0)
-            # Not in place: groups may share one tensor, and each has a multiplier of its own.
-            group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
+        set_rate(self.groups, lr)
         for _ in range(SKIPS):
             metrics = mean(self._accumulate(), self.group)
             if any(math.isnan(value) for value in metrics.values()) or self._apply():

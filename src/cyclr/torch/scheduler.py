@@ -266,6 +266,14 @@ def unheard(optimizers: Iterable[Optimizer]) -> Iterator[None]:
             hook._scheduler = scheduler
 
 
+def set_rate(groups: Iterable[Group], lr: float) -> None:
+    """A range test's rate, times each group's multiplier."""
+    for group in groups:
+        rate = lr * group.get(MULTIPLIER, 1.0)
+        # Not in place: groups may share one tensor, and each has a multiplier of its own.
+        group["lr"] = torch.full_like(group["lr"], rate) if torch.is_tensor(group["lr"]) else rate
+
+
 def innermost(optimizer: Any) -> Any:
     """The optimiser that makes the updates, out of Accelerate's wrapper around it."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
