@@ -3,7 +3,7 @@
 #
 #     slice.sh DATA OUT MINUTES PROCESSES [run.py's arguments: tables, --seeds 5, ...]
 #
-# The archive holds records, curves, bounds and checkpoints: unpack it in the repository's root before the next slice
+# The archive holds records, curves, bounds, checkpoints and the snapshots of ensembles: unpack it in the repository's root before the next slice
 # (tar xzf experiments.tgz), and the queue goes on from there, here or elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -19,6 +19,7 @@ done
 for worker in "${workers[@]}"; do
     wait "$worker" || echo "a worker ended with $?, see $out/worker-*.txt" >&2
 done
-find experiments \( -name 'records.jsonl' -o -name 'curve*.json' -o -name 'bounds-*.json' -o -path '*/checkpoints/*' \) \
+find experiments \( -name 'records.jsonl' -o -name 'curve*.json' -o -name 'bounds-*.json' -o -path '*/checkpoints/*' \
+    -o -path '*/weights/runs/snapshots/*' \) \
     ! -name '.*' -type f | tar czf "$out/experiments.tgz" -T -
 tail -qn 3 "$out"/worker-*.txt
