@@ -120,10 +120,11 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores, the processes at this run, torch's threads in each, and the GPU, if there is one."""
+    """Processor with what torch uses of it, cores, processes at this run, threads in each, GPU if there is one."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     threads = torch.get_num_threads()
-    return {"cpu": _processor(), "cores": os.cpu_count(), "processes": count(), "threads": threads, "gpu": gpu}
+    cpu = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"  # one name, AVX2 or AVX512: very unequal
+    return {"cpu": cpu, "cores": os.cpu_count(), "processes": count(), "threads": threads, "gpu": gpu}
 
 
 def _processor() -> str:
