@@ -119,7 +119,7 @@ def seen(tmp_path_factory):
         launch += ["--rdzv-endpoint=127.0.0.1:0"]
         command = [sys.executable, *(launch if processes > 1 else []), __file__, str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         outcomes = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
         assert [each["processes"] for each in outcomes] == [processes] * processes

@@ -56,7 +56,7 @@ def run(code, folder, **environment):
     file = folder / "lines.py"
     file.write_text(code)
     result = subprocess.run(
-        [sys.executable, str(file)], cwd=folder, capture_output=True, text=True, timeout=300,
+        [sys.executable, str(file)], cwd=folder, capture_output=True, text=True, timeout=600,
         env={name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"} | environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -48,7 +48,7 @@ def test_two_workers_share_the_runs_and_a_killed_one_loses_nothing(tmp_path, und
     victim, other = workers
     victim.kill()
     before = victim.communicate()[0]
-    said = before + other.communicate(timeout=60)[0]
+    said = before + other.communicate(timeout=300)[0]
     assert other.returncode == 0
     records = read_records(tmp_path / "tiny")
     assert len(records) == len({record["run"] for record in records}) == RUNS

@@ -39,7 +39,7 @@ def seen(tmp_path_factory):
 
         def process(*options):
             command = [sys.executable, str(CONTRACT), module, str(folder), *options]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr
             return json.loads(done.stdout.splitlines()[-1])
 
@@ -118,7 +118,7 @@ from types import SimpleNamespace as Is
 sys.modules.update({{{", ".join(fakes)}}})
 import cyclr.{adapter}
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     return done.stderr.splitlines()[-1]
 

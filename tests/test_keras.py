@@ -15,7 +15,7 @@ ADAPTER = Path(cyclr.__file__).parent / "keras"
 
 def process(backend, *command):
     environment = os.environ | {"KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

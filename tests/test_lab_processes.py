@@ -22,7 +22,7 @@ from cyclr.torch.processes import ProcessError
 
 TASK = str(Path(__file__).parent / "tiny_task.py")
 RUN = ["train", TASK, "--base-lr", "0.02", "--max-lr", "0.2"]
-SECONDS = 200
+SECONDS = 600
 
 
 def torchrun(processes, *arguments, cwd, **popen):

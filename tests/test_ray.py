@@ -141,7 +141,7 @@ def test_the_command_makes_a_cluster_of_its_own_and_prints_one_object(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     result = subprocess.run(
         [sys.executable, "-m", "cyclr", *arguments, "--on", "ray", "--json", "--out", str(tmp_path)],
-        capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}, timeout=200,
+        capture_output=True, text=True, env=environment | {"OMP_NUM_THREADS": "1"}, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(json.loads(result.stdout)["rows"]) == 3

@@ -21,7 +21,7 @@ import torch._dynamo  # the first optimiser loads it: here once for all processe
 import torch.distributed as dist
 from scenario import SCENARIOS
 
-SECONDS = 60  # a scenario takes one or two; those in which somebody dies, the group's timeout
+SECONDS = 120  # a scenario takes one or two; those in which somebody dies, the group's timeout
 
 
 def process(function, rank, size, folder):
