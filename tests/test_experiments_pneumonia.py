@@ -78,16 +78,16 @@ def test_the_best_fixed_rate_has_the_best_mean_of_the_best_scores_among_those_wi
     runs = runs_of(
         **{
             "cyclic": [record(EARLY)] * 2,
-            "layered_0.003": [record([0.6, 0.1]), record([0.9, 0.1])],
-            "layered_0.01": [record([0.8, 0.1])] * 2,  # its end is bad, its best is not
-            "layered_0.03": [record([0.95]), record([None])],  # one seed with a score
+            "layered_0.01": [record([0.6, 0.1]), record([0.9, 0.1])],
+            "layered_0.03": [record([0.8, 0.1])] * 2,  # its end is bad, its best is not
+            "layered_0.1": [record([0.95]), record([None])],  # one seed with a score
             "whole_0.003": [record([0.7])] * 2,
             "whole_0.01": [record([0.85])] * 2,
             "whole_0.03": [record([0.7])] * 2,
         }
     )
     text = pneumonia.claim(TABLE, runs)
-    assert row(text, "layer by layer")[1:3] == ["0.01 (layer by layer)", "no, within 0.003, 0.01, 0.03"]
+    assert row(text, "layer by layer")[1:3] == ["0.03 (layer by layer)", "no, within 0.01, 0.03, 0.1"]
     assert row(text, "all")[1:3] == ["0.01 (whole net, one rate)", "no, within 0.003, 0.01, 0.03"]
     assert row(text, "all")[5] == "3.00"  # EARLY has 0.85 after three evaluations
 
