@@ -258,9 +258,10 @@ def test_a_process_has_left_its_group_when_python_ends(tmp_path):
     """Threads of a group that is still there abort the process now and then."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import atexit\n"
+        "import atexit, os\n"
         "import torch.distributed as dist\n"
-        "atexit.register(lambda: print('in a group:', dist.is_initialized(), flush=True))  # the last to be called\n"
+        # The last to be called; in one piece, since both processes write to one pipe.
+        "atexit.register(lambda: os.write(1, f'in a group: {dist.is_initialized()}\\n'.encode()))\n"
         "from cyclr.lab.processes import count\n"
         "assert count() == 2 and dist.is_initialized()\n"
     )
