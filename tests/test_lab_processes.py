@@ -264,6 +264,7 @@ def test_a_process_has_left_its_group_when_python_ends(tmp_path):
         "atexit.register(lambda: os.write(1, f'in a group: {dist.is_initialized()}\\n'.encode()))\n"
         "from cyclr.lab.processes import count\n"
         "assert count() == 2 and dist.is_initialized()\n"
+        "dist.barrier()  # or one could be gone before the other has found it\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
     ended = subprocess.run(
