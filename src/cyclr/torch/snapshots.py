@@ -139,9 +139,10 @@ class Snapshots:
             self._write_manifest([])
         # A name of its own: where a run takes a step again, the old file is whole until the new one is listed.
         path = self.folder / f"step-{step:08d}-{uuid.uuid4().hex[:8]}.safetensors"
-        write_atomically(path, _in_bytes(tensors))
+        content = _in_bytes(tensors)
+        write_atomically(path, content)
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
-        taken = Member(path.name, step, metric, _sha256(path))
+        taken = Member(path.name, step, metric, hashlib.sha256(content).hexdigest())
         self._write_manifest(self._kept([*self._others(taken), taken]))
         self._remove_unlisted()
         return True
