@@ -21,6 +21,7 @@ from cells import Cell, Record, Runs, Summary, Table, percent
 from claims import answer, differences, said
 from cyclr.lab import Task, assess, train
 from cyclr.lab.data import in_order
+from cyclr.lab.precision import accelerator
 from cyclr.lab.records import append_record, find_record, new_record
 from cyclr.lab.residual import DenseNet, ResNet
 from cyclr.torch import Ensemble
@@ -111,13 +112,14 @@ def models(task: Task, kind: str, folders: Sequence[Path]) -> dict[str, float]:
 
 
 def probabilities(task: Task, folder: Path) -> list[torch.Tensor]:
+    device = accelerator("no").device
     model, _ = task.build(seed=0)
-    ensemble = Ensemble(folder, model)
-    return list(ensemble.each(lambda: in_order(task.test, 500, torch.device("cpu"))))  # type: ignore[arg-type]
+    ensemble = Ensemble(folder, model.to(device))
+    return list(ensemble.each(lambda: in_order(task.test, 500, device)))  # type: ignore[arg-type]
 
 
 def accuracy(task: Task, members: Sequence[torch.Tensor]) -> float:
-    target = torch.cat([y for _, y in in_order(task.test, 500, torch.device("cpu"))])  # type: ignore[arg-type]
+    target = torch.cat([y for _, y in in_order(task.test, 500)])  # type: ignore[arg-type]
     return float((torch.stack(list(members)).mean(0).argmax(-1) == target).float().mean())
 
 
