@@ -37,9 +37,7 @@ def evaluated(formula: Callable[[Any, Any], Any], step: Any) -> Any:
         if steps.size and steps.min() < 0:  # an unsigned step beyond int64 wraps round to below 0
             raise ValueError(f"step must be at least 0 and below 2**63, got {step.flat[steps.argmin()]}")
         return np.asarray(formula(steps, np))
-    if "int" in str(
-        getattr(step, "dtype", "")
-    ):  # a tracer's values cannot be looked at; its framework is loaded already
+    if "int" in str(getattr(step, "dtype", "")):  # all that can be seen of a tracer
         framework = type(step).__module__.partition(".")[0]  # loaded already
         if framework in ("jax", "jaxlib"):
             return _in_double(formula, step, sys.modules["jax"])

@@ -158,8 +158,8 @@ def train(
         )
         if why := record["result"].get("stopped"):
             typer.echo(f"stopped at a cycle's end: {why}")
-        if snapshots is not None:
-            count = min(snapshots, len(planned.schedule.cycle_ends(record["result"]["steps"])))
+        count = min(snapshots or 0, len(planned.schedule.cycle_ends(record["result"]["steps"])))
+        if count:  # none if it diverged before its first cycle's end
             kept = f"snapshots of the last {count} cycles' ends" if count > 1 else "a snapshot of the last cycle's end"
             typer.echo(f"{kept} in {folder / 'snapshots' / record['run']}: cyclr ensemble says what they are worth")
     if record["result"]["status"] == "diverged":
