@@ -1,0 +1,44 @@
+"""What bf16 takes on this processor: an update of the paper's CIFAR-10 net, relative to one in single precision.
+
+    python benchmarks/precision.py
+
+Below 1 where the processor computes in bf16, about 10 where torch only imitates it: `cyclr.lab.precision.imitated`.
+It is not part of `make bench`, since the record is about one processor; it names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from cyclr.lab.tasks.cifar10_caffe import CaffeNet, caffe_sgd
+from record import Row, main, paired_ratios, row
+
+BATCH, REPETITIONS = 100, 9
+
+
+def update(precision: torch.dtype | None) -> Callable[[], None]:
+    net = CaffeNet()
+    optimizer = caffe_sgd(net)
+    x = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (BATCH,))
+
+    def once() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
+            loss = torch.nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+
+    return once
+
+
+def measure(arguments: argparse.Namespace) -> list[Row]:
+    what = "an update of CaffeNet in bf16, of one in single precision"
+    return [row(what, paired_ratios(update(None), {what: update(torch.bfloat16)}, REPETITIONS)[what], "x")]
+
+
+if __name__ == "__main__":
+    main("precision", __doc__, measure)
