@@ -7,6 +7,8 @@ on from its last checkpoint to the same bits. Start as many as there are cores (
 you like, start them again. Seed 0 of all tables comes first, so whatever is finished is already a table; within a seed
 the order is that of the tables on the command line and of their cells. Then: python experiments/rebuild.py
 
+On a GPU `--at-once 8` makes eight runs at once in each process, so that one's small kernels fill the gaps of another's.
+
 `--on ray` (or ray:HOST:PORT) starts as many such processes as a cluster has room for, with `--gpus 1` a GPU for each.
 Its machines must share this folder and its locks.
 """
@@ -21,13 +23,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
 from cyclr.lab import Task
+from cyclr.lab.captured import ALONE
 from cyclr.lab.precision import imitated
 from tables import TABLES
 
@@ -148,14 +152,16 @@ class Queue:
     def _task(self, table: Table, name: str) -> Task:
         if self._built is None or self._built[0] != (table.name, name):
             self._built = None
-            self._built = (table.name, name), table.tasks[name](self.data_dir)
+            with ALONE:  # of several threads one decodes the images, and the others find them
+                self._built = (table.name, name), table.tasks[name](self.data_dir)
         return self._built[1]
 
     def _same_as_before(self, table: Table, cell: Cell, task: Task) -> None:
         """Found out now, not when the run is over: is the task what it was for the records that there are?"""
+        fingerprint = task.fingerprint()
         for record in table.runs(self.root).values():
             config = record["config"]
-            if config["task"] == cell.task and config["fingerprint"] != task.fingerprint():
+            if config["task"] == cell.task and config["fingerprint"] != fingerprint:
                 raise ValueError(
                     f"task {cell.task} is no longer what the records of {table.name} were made with; "
                     "give it a new name, or remove those records"
@@ -178,6 +184,20 @@ class Queue:
                 break
             time.sleep(1.0)
         self.say(f"the records in {folder} could not be committed, they are in place: {done.stderr or done.stdout}")
+
+
+def work_at_once(queue: Queue, count: int) -> None:
+    """The queue, worked on by so many threads, each with a CUDA stream of its own."""
+    queues = [replace(queue) for _ in range(count)]
+
+    def work(mine: Queue) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()), contextlib.suppress(TimeIsUp):
+            mine.work()
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(work, queues))
+    for each in queues:
+        queue.failed |= each.failed
 
 
 def work_on(queue: Queue) -> dict[str, str]:
@@ -221,6 +241,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1, for one process a core")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="on a GPU, runs at once in this process")
     parser.add_argument("--imitate", action="store_true", help="train in bf16 on a processor that only imitates it")
     parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
     parser.add_argument("--cpus", type=float, default=1.0, help="of each process on Ray")
@@ -243,10 +264,12 @@ def main() -> None:
     try:
         if options.list:
             show(queue)
-        elif options.on == "local":
-            queue.work()
-        else:
+        elif options.on != "local":
             spread_over(options.on, queue, options.cpus, options.gpus)
+        elif options.at_once > 1:
+            work_at_once(queue, options.at_once)
+        else:
+            queue.work()
     except TimeIsUp:
         sys.exit(0)
     except ValueError as error:  # records that cannot be believed: nothing is trained beside them

@@ -38,6 +38,7 @@ class Net:
         batch_size, epochs, drops: its own program's; drops are epochs.
         max_lr: of the paper's range, which starts at 0.1.
         paper: accuracies by data set: at each fixed rate, then with CLR.
+        capturable: as in `Task`; stochastic depth draws on the CPU what it leaves out.
     """
 
     make: Callable[[int], nn.Module]
@@ -47,6 +48,7 @@ class Net:
     drops: tuple[int, int]
     max_lr: float
     paper: dict[str, tuple[float, float, float, float]]
+    capturable: bool = True
 
 
 NETS = {
@@ -57,7 +59,7 @@ NETS = {
     "Stochastic Depth": Net(
         lambda classes: ResNet(110, classes, survival=0.5), lambda classes: ResNet(20, classes, survival=0.8),
         128, 500, (250, 375), 0.3,
-        {"CIFAR-10": (94.6, 94.5, 94.2, 94.5), "CIFAR-100": (75.2, 75.2, 74.6, 75.4)},
+        {"CIFAR-10": (94.6, 94.5, 94.2, 94.5), "CIFAR-100": (75.2, 75.2, 74.6, 75.4)}, capturable=False,
     ),
     "DenseNet": Net(
         lambda classes: DenseNet(40, classes, growth=12), lambda classes: DenseNet(22, classes, growth=8),
@@ -119,7 +121,7 @@ def task_of(name: str, data: str, net: Net, scaled: bool) -> Callable[[str | Non
         return Task(
             name=name, model=lambda: build(classes), optimizer=nesterov, loss=nn.functional.cross_entropy,
             train=train, test=test, batch_size=net.batch_size, augment=crop_and_flip(4),
-            precision="no" if scaled else "bf16",
+            precision="no" if scaled else "bf16", capturable=net.capturable,
         )  # fmt: skip
 
     return make

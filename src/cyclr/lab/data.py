@@ -19,6 +19,11 @@ def size_of(source: Source) -> int:
     return len(source[0]) if isinstance(source, tuple) else len(source)  # type: ignore[arg-type]
 
 
+def on_device(source: Source, device: torch.device | str) -> Source:
+    """Tensors in memory, moved there; a Dataset as it is."""
+    return (source[0].to(device), source[1].to(device)) if isinstance(source, tuple) else source
+
+
 @dataclass
 class Batches:
     """Training batches without end, each epoch in a new order; batch `step` is the same however one gets there.
@@ -54,7 +59,7 @@ class Batches:
             x, y = self.source
             if len(x) != len(y):
                 raise ValueError(f"data must have one target an example, got {len(x)} inputs and {len(y)} targets")
-            self.source = (x.to(self.device), y.to(self.device))
+            self.source = on_device(self.source, self.device)
         if size_of(self.source) < self.batch_size:
             raise ValueError(
                 f"{size_of(self.source)} training examples do not fill one batch of {self.batch_size}; "
@@ -77,6 +82,8 @@ class Batches:
     def _epoch(self, epoch: int, position: int) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(mixed(self.seed, epoch))
         order = torch.randperm(size_of(self.source), generator=generator)
+        if isinstance(self.source, tuple):
+            order = order.to(self.source[0].device)  # at once: each transfer waits for the device
         whole = torch.split(order, self.batch_size)[: len(self)][position:]
         rows = [row[self.part :: self.parts] for row in whole]
         for offset, (x, y) in enumerate(self._chosen(rows)):
@@ -89,8 +96,7 @@ class Batches:
         if isinstance(self.source, tuple):
             x, y = self.source
             for row in rows:
-                chosen = row.to(x.device)
-                yield x[chosen], y[chosen]
+                yield x[row], y[row]
         else:
             own = torch.Generator()  # or the loader would take a number from the global one
             order = [row.tolist() for row in rows]

@@ -12,11 +12,13 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import save_model
+from torch import Tensor
 
 from cyclr import checks
 from cyclr.files import write_atomically
+from cyclr.lab.captured import CapturedUpdates, can_be_captured
 from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
-from cyclr.lab.data import Batches, in_order, mixed
+from cyclr.lab.data import Batches, in_order, mixed, on_device
 from cyclr.lab.ensembling import snapshots_name
 from cyclr.lab.esgd import ESGD
 from cyclr.lab.evaluation import METRIC, measure
@@ -28,6 +30,7 @@ from cyclr.schedules import Schedule
 from cyclr.stopping import reason_to_stop
 from cyclr.torch import ProcessError, ScheduleLR, Snapshots, restored
 from cyclr.torch.processes import is_silence
+from cyclr.torch.scheduler import MULTIPLIER
 
 Progress: TypeAlias = Callable[[int, int, float, float], None]  # updates done, of how many, rate, latest metric
 EVALUATIONS = 10  # of a run without cycles
@@ -217,7 +220,7 @@ class _Run:
         if count() > 1:
             self._share()
         self.model, self.optimizer = self.machine.prepare(self.plain_model, self.plain_optimizer)
-        self.scheduler = ScheduleLR(self.plain_optimizer, schedule)
+        self.schedule, self.scheduler = schedule, ScheduleLR(self.plain_optimizer, schedule)
         self.at = _Progress()
         self.checkpoint = folder / "checkpoints" / f"{run_name(config)}.safetensors"
         on_first(lambda: self._open_snapshots(schedule))
@@ -225,13 +228,36 @@ class _Run:
             self._warm_up()
         if on_first(self.checkpoint.exists):
             self._resume()
-        self.supply = self._batches().starting_at(self.at.batches)
+        batches = self._batches()
+        self.supply = batches.starting_at(self.at.batches)
+        self.captured = self._capture(next(batches.starting_at(0))) if self._capturable() else None
+        self.judges = {
+            name: on_device(source, self.machine.device)
+            for name, source in (("validation", task.validation), ("test", task.test))
+            if source is not None
+        }
 
     def _batches(self) -> Batches:
         task, device = self.task, self.machine.device
         return Batches(
             task.train, task.batch_size, self.config["seed"], task.augment, device, task.workers, rank(), count()
         )
+
+    def _capturable(self) -> bool:
+        """Whether updates can be replayed as a CUDA graph: one batch each, none of which may be skipped."""
+        whole = self.config["accumulation"] == 1 and count() == 1 and self.config["precision"] != "fp16"
+        on_gpu = self.machine.device.type == "cuda" and isinstance(self.task.train, tuple)
+        return self.task.capturable and whole and on_gpu and can_be_captured(self.plain_optimizer)
+
+    def _capture(self, example: tuple[Tensor, Tensor]) -> CapturedUpdates:
+        def backward(x: Tensor, y: Tensor) -> Tensor:
+            loss = self.task.loss(self.model(x), y)
+            self.machine.backward(loss)
+            return loss
+
+        captured = CapturedUpdates(self.plain_model, self.plain_optimizer, backward, example, UPDATES)
+        self._move_to(self.at.step)  # the capture made updates that count for nothing
+        return captured
 
     def _share(self) -> None:
         """Several processes: one net, dropout that differs."""
@@ -287,7 +313,7 @@ class _Run:
 
     def finish(self) -> Record:
         """Write weights and record; the checkpoint has served."""
-        test = self.task.test
+        test = self.judges.get("test")
         measured = {} if test is None else measure(self.task, self.plain_model, test, self.machine.device)
         result = {
             "status": self.at.status,
@@ -316,6 +342,25 @@ class _Run:
     def _updates(self, updates: int) -> float:
         """Make so many real updates; the mean loss of their batches."""
         started = time.perf_counter()
+        mean = self._computed(updates) if self.captured is None else self._replayed(self.captured, updates)
+        self.at.seconds += time.perf_counter() - started
+        return mean
+
+    def _replayed(self, captured: CapturedUpdates, updates: int) -> float:
+        batches = list(itertools.islice(self.supply, updates))
+        steps = range(self.at.step, self.at.step + updates)
+        multipliers = [group.get(MULTIPLIER, 1.0) for group in self.plain_optimizer.param_groups]
+        rates = [[rate * factor for factor in multipliers] for rate in map(self.schedule, steps)]
+        mean = captured(batches, rates)
+        self.at.batches += updates
+        self._move_to(steps.stop)
+        return mean
+
+    def _move_to(self, step: int) -> None:
+        self.at.step = step
+        self.scheduler.load_state_dict({"last_epoch": step})
+
+    def _computed(self, updates: int) -> float:
         machine, task, summed = self.machine, self.task, torch.zeros((), device=self.machine.device)
         end, first, skips = self.at.step + updates, self.at.batches, 0
         while self.at.step < end:
@@ -337,15 +382,13 @@ class _Run:
                 self.scheduler.step()
                 self.at.step += 1
                 skips = 0
-        mean = total(float(summed)) / count() / (self.at.batches - first)
-        self.at.seconds += time.perf_counter() - started
-        return mean
+        return total(float(summed)) / count() / (self.at.batches - first)
 
     def _measured(self) -> dict[str, float]:
         """The metric on the validation data, or on the test data where the task has no validation data."""
         task = self.task
-        name, source = ("test", task.test) if task.validation is None else ("validation", task.validation)
-        measured = measure(task, self.plain_model, source, self.machine.device)  # type: ignore[arg-type]
+        name = "test" if task.validation is None else "validation"
+        measured = measure(task, self.plain_model, self.judges[name], self.machine.device)
         return {name: measured.pop(METRIC), **{f"{name} {score}": value for score, value in measured.items()}}
 
     def _latest(self) -> float:

@@ -31,6 +31,7 @@ def cifar10_caffe(data_dir: str | None = None) -> Task:
         test=(_centred(test_x, mean), test_y),
         batch_size=100,
         precision="bf16",
+        capturable=True,
     )
 
 
