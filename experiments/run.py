@@ -187,11 +187,12 @@ class Queue:
 
 
 def work_at_once(queue: Queue, count: int) -> None:
-    """The queue, worked on by so many threads, each with a CUDA stream of its own."""
+    """The queue, worked on by so many threads, on a GPU each with a stream of its own."""
     queues = [replace(queue) for _ in range(count)]
 
     def work(mine: Queue) -> None:
-        with torch.cuda.stream(torch.cuda.Stream()), contextlib.suppress(TimeIsUp):
+        stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        with torch.cuda.stream(stream), contextlib.suppress(TimeIsUp):
             mine.work()
 
     with ThreadPoolExecutor(count) as pool:

@@ -57,6 +57,20 @@ def test_two_workers_share_the_runs_and_a_killed_one_loses_nothing(tmp_path, und
     assert len(told) == len(set(told)) >= RUNS - 1  # the victim may have had no time to tell of its own
 
 
+def test_runs_at_once_in_one_process_have_the_bits_of_runs_one_after_the_other(tmp_path):
+    def steady(data_dir):  # draws nothing in training, so that threads don't take each other's random numbers
+        return make(model=lambda: torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)))
+
+    queues = [
+        run.Queue([tiny_queue.table(tasks={"tiny": steady})], root=tmp_path / name, say=lambda text: None)
+        for name in ("alone", "at-once")
+    ]
+    queues[0].work()
+    run.work_at_once(queues[1], 3)
+    assert len(results_of(tmp_path / "alone")) == RUNS
+    assert results_of(tmp_path / "at-once") == results_of(tmp_path / "alone")
+
+
 def test_seed_0_of_everything_comes_first_and_the_cells_keep_their_order():
     names = [each.name for each in run.Queue([tiny_queue.table()]).order()]
     assert names == [f"tiny-{cell}-all-seed{seed}" for seed in (0, 1) for cell in ("low", "high", "higher")]

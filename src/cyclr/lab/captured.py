@@ -23,7 +23,7 @@ class CapturedUpdates:
     """Up to `most` updates at a time, each a replay of the same graph.
 
     Batches and rates lie in buffers on the device. An update reads its own row of them, and moves on to the next.
-    Where there is no CUDA, it is computed instead of replayed, with the same results.
+    Where there is no CUDA, it is computed instead of replayed: the same, with rates in single precision.
 
     Args:
         model, optimizer: what is trained. The optimiser's groups keep their rates, which are not used here.
