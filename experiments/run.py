@@ -189,6 +189,7 @@ class Queue:
 def work_at_once(queue: Queue, count: int) -> None:
     """The queue, worked on by so many threads, on a GPU each with a stream of its own."""
     queues = [replace(queue) for _ in range(count)]
+    sys.setswitchinterval(1e-4)  # seconds: while one thread sets a run up, the others' must not wait for it
 
     def work(mine: Queue) -> None:
         stream = torch.cuda.Stream() if torch.cuda.is_available() else None

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import cyclr
-from cyclr.lab.tasks.cifar10_caffe import CaffeNet, caffe_sgd, normalised
+from cyclr.lab.tasks.cifar10_caffe import STAGES, CaffeNet, caffe_sgd, normalised
 from cyclr.torch import ScheduleLR
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="what is compiled there needs a GPU")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,31 @@ def test_forward_is_the_definition_written_out(net):
         got = net(x)
         net.conv1.weight.div_(1000)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_by_stages_the_net_and_its_gradient_are_the_same(device):
+    """On a GPU with the compiled ones, which the net uses there by itself in training."""
+    torch.manual_seed(0)
+    made = CaffeNet()
+    for parameter in made.parameters():
+        parameter.data.normal_(0.0, 0.02)
+    x, y = 60.0 * torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+
+    def found(output, target):
+        loss = torch.nn.functional.cross_entropy(output, target)
+        made.zero_grad()
+        loss.backward()
+        return [loss.detach().cpu(), *(parameter.grad.cpu() for parameter in made.parameters())]
+
+    wanted = found(made(x), y)
+    made.to(device)
+    x, y = x.to(device), y.to(device)
+    tf32, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    got = found(made(x) if device == "cuda" else made.by_stages(x, STAGES), y)
+    torch.backends.cudnn.allow_tf32 = tf32
+    for each, other in zip(got, wanted, strict=True):
+        assert (each - other).norm() <= 1e-4 * other.norm()
 
 
 def test_it_has_caffes_89578_weights(net):

@@ -146,9 +146,10 @@ def crop_and_flip(padding: int = 4) -> Augment:
         flip = torch.rand(n, 1, generator=generator) < 0.5
         rows = draw[0] + torch.arange(height)
         columns = draw[1] + torch.where(flip, torch.arange(width).flip(0), torch.arange(width))
-        padded = torch.nn.functional.pad(x, (padding,) * 4)
-        places = (torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None])
-        picked = padded.permute(0, 2, 3, 1)[tuple(place.to(x.device) for place in places)].permute(0, 3, 1, 2)
+        places = torch.cat((rows, columns), 1).to(x.device)  # together: each transfer waits for the device
+        image = torch.arange(n, device=x.device)[:, None, None]
+        padded = torch.nn.functional.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
+        picked = padded[image, places[:, :height, None], places[:, None, height:]].permute(0, 3, 1, 2)
         last = x.is_contiguous(memory_format=torch.channels_last)
         return picked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 

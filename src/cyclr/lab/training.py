@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cyclr import checks
 from cyclr.files import write_atomically
-from cyclr.lab.captured import CapturedUpdates, can_be_captured
+from cyclr.lab.captured import ALONE, CapturedUpdates, can_be_captured
 from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
 from cyclr.lab.data import Batches, in_order, mixed, on_device
 from cyclr.lab.ensembling import snapshots_name
@@ -45,26 +45,29 @@ def try_out(task: Task, precision: str | None = None) -> None:
     Raises:
         TaskError: the net, the data, the loss and the metric do not go together; there is nothing to train.
     """
-    machine = accelerator(precision or task.precision)
-    first, _ = task.build(seed=0)
-    model, optimizer = task.build(seed=0)
-    if first is model:
-        raise TaskError(f"model() of task {task.name} must build a new net each time, it returned the same one twice")
-    if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
-        raise TaskError(f"task {task.name} has nothing to train: no parameter of its optimiser requires a gradient")
-    try:
-        x, y = next(in_order(task.train, task.batch_size, machine.device))
-        output = machine.prepare(model)(x)
-        loss = task.loss(output, y)
-        if not torch.is_tensor(loss) or loss.numel() != 1:
-            got = f"a tensor of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
-            raise TaskError(f"loss(output, target) of task {task.name} must return one number, got {got}")
-        machine.backward(loss)
-        float(task.metric(output.detach(), y))
-    except TaskError:
-        raise
-    except Exception as error:
-        raise TaskError(f"task {task.name} failed on its first batch: {type(error).__name__}: {error}") from error
+    with ALONE:  # what is compiled at a first call is compiled once
+        machine = accelerator(precision or task.precision)
+        first, _ = task.build(seed=0)
+        model, optimizer = task.build(seed=0)
+        if first is model:
+            raise TaskError(
+                f"model() of task {task.name} must build a new net each time, it returned the same one twice"
+            )
+        if not any(parameter.requires_grad for group in optimizer.param_groups for parameter in group["params"]):
+            raise TaskError(f"task {task.name} has nothing to train: no parameter of its optimiser requires a gradient")
+        try:
+            x, y = next(in_order(task.train, task.batch_size, machine.device))
+            output = machine.prepare(model)(x)
+            loss = task.loss(output, y)
+            if not torch.is_tensor(loss) or loss.numel() != 1:
+                got = f"a tensor of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
+                raise TaskError(f"loss(output, target) of task {task.name} must return one number, got {got}")
+            machine.backward(loss)
+            float(task.metric(output.detach(), y))
+        except TaskError:
+            raise
+        except Exception as error:
+            raise TaskError(f"task {task.name} failed on its first batch: {type(error).__name__}: {error}") from error
 
 
 def train(
