@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
-from cyclr.lab import Task
+from cyclr.lab import Task, processes
 from cyclr.lab.captured import ALONE
 from cyclr.lab.precision import imitated
 from tables import TABLES
@@ -189,6 +189,7 @@ class Queue:
 def work_at_once(queue: Queue, count: int) -> None:
     """The queue, worked on by so many threads, on a GPU each with a stream of its own."""
     queues = [replace(queue) for _ in range(count)]
+    processes.count()  # Accelerate's state is made by one thread
     sys.setswitchinterval(1e-4)  # seconds: while one thread sets a run up, the others' must not wait for it
 
     def work(mine: Queue) -> None:
