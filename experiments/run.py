@@ -36,6 +36,7 @@ from cyclr.lab.precision import imitated
 from tables import TABLES
 
 PAUSE = 10.0  # seconds between looks at what others do, when nothing is left to claim
+MOST_AT_ONCE = 16  # torch has 32 CUDA streams for a process; two runs must not share one
 LOCKED = ("index.lock", "cannot lock ref", "Unable to create")
 
 
@@ -250,6 +251,8 @@ def main() -> None:
     parser.add_argument("--cpus", type=float, default=1.0, help="of each process on Ray")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each process on Ray")
     options = parser.parse_args()
+    if not 1 <= options.at_once <= MOST_AT_ONCE:
+        parser.error(f"--at-once must be from 1 to {MOST_AT_ONCE}, got {options.at_once}; start more processes instead")
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}")
     torch.set_num_threads(options.threads)

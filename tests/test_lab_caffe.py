@@ -46,6 +46,7 @@ def test_forward_is_the_definition_written_out(net):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch's compiler imports
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
 def test_by_stages_the_net_and_its_gradient_are_the_same(device):
     """On a GPU with the compiled ones, which the net uses there by itself in training."""

@@ -76,7 +76,10 @@ class CapturedUpdates:
     def _captured(self, model: nn.Module) -> Callable[[], None]:
         """The graph; what the updates before it did, which torch asks for, is undone."""
         _on_the_device(self._optimizer)
-        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        if stream == torch.cuda.default_stream():  # which cannot be captured
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        # Any other stream stays: torch has 32 and gives them out again, so a new one may be another run's.
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.random.fork_rng(devices=[self._x.device]):
             with _undone(model, self._optimizer):
@@ -101,11 +104,14 @@ def _rates_kept(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _on_the_device(optimizer: Optimizer) -> None:
-    """Have the optimiser keep on the device what it counts, and read its rate from there."""
+    """Have the optimiser read its rate there and count there, its state in the memory format of its weights."""
     for group in optimizer.param_groups:
         group.update({name: True for name in ("capturable", "fused") if name in group})
     for parameter, state in optimizer.state.items():
-        state.update({name: each.to(parameter.device) for name, each in state.items() if torch.is_tensor(each)})
+        for name, each in state.items():
+            if torch.is_tensor(each):  # a checkpoint's is contiguous, and what it counts may be on the CPU
+                like = torch.empty_like(parameter) if each.shape == parameter.shape else parameter.new_empty(each.shape)
+                state[name] = like.to(each.dtype).copy_(each)
 
 
 @contextmanager
