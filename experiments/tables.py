@@ -21,6 +21,7 @@ ALL = (
     pneumonia.TABLE,
     anytime.TABLE,
     snapshots.SCALED,
+    snapshots.FEW,
     table4.SCALED,
     imagenet.STAND_IN,
     table4.TABLE,

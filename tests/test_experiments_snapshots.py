@@ -76,7 +76,7 @@ def test_a_true_ensembles_members_differ_and_have_a_share_of_the_budget(tmp_path
 
 
 def test_all_cells_of_a_net_have_one_budget_and_say_their_kind():
-    for table in (snapshots.SCALED, snapshots.TABLE):
+    for table in (snapshots.SCALED, snapshots.FEW, snapshots.TABLE):
         budgets = {}
         for cell in table.cells:
             budgets.setdefault(cell.task, set()).add(cell.updates)
