@@ -116,6 +116,17 @@ def text(table: Table, runs: Runs) -> str:
     return "\n".join(lines)
 
 
+def differ(table: Table, runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
+    """What is the difference of these pairs of cells, over the seeds that both have?"""
+    cells = {cell.name: cell for cell in table.cells}
+    lines = ["| here | held against | n | difference, points (95 %) |", "|---|---|---|---|"]
+    for name, other in pairs:
+        if values := differences(table, cells[name], runs, other):
+            first, second = (f"{cells[each].row}, {cells[each].column}" for each in (name, other))
+            lines.append(f"| {first} | {second} | {len(values)} | {said(values)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def answer(values: Sequence[float]) -> str:
     """Whether fixed is reached."""
     bounds = interval(values)

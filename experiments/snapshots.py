@@ -244,8 +244,8 @@ def few_images() -> Table:
         "Snapshot ensembles on few images",
         "Not the original's setting either, but with cycles that are long for their data, as its own are: "
         f"{count:,} of CIFAR-100's training images, drawn at random once, and ResNet-8, {epochs} epochs; so a cycle "
-        "has 20 epochs (M = 3) or 12 (M = 5), where the table above has 4 or 2.4. Chosen after that table's first seed, "
-        "to see whether it is the length of the cycles that an ensemble needs.",
+        "has 20 epochs (M = 3) or 12 (M = 5), where the table above has 4 or 2.4. Chosen after that table's first "
+        "seed, to see whether it is the length of the cycles that an ensemble needs.",
         {name: make},
         cells,
         gpu=False,

@@ -193,7 +193,7 @@ def test_a_damaged_file_is_named_and_stays(refused, capfd, tmp_path, trained, fi
 
 def test_a_checkpoint_cut_in_half_is_named_and_stays(refused, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Run, "finish", lambda run: 1 / 0)
+        patch.setattr(training.Run, "finish", lambda run: 1 / 0)
         sentence, _ = refused("train", TASK, *SHORT, "--checkpoint-seconds", 0, "--out", "out", code=1)
     assert "the run failed: ZeroDivisionError" in sentence
     (checkpoint,) = (tmp_path / "out" / "checkpoints").iterdir()

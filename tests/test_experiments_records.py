@@ -353,6 +353,13 @@ def test_the_first_page_shows_rows_only_when_there_is_something_to_compare():
     assert "| triangular2 (three stages) | 25,000 | 81.4 | 82.00 |  | 1 |" in shown
 
 
+def test_a_pair_of_cells_is_held_against_each_other_seed_by_seed():
+    pair = ("triangular2-three-stages-25-000", "fixed-70-000")
+    lines = claims.differ(TABLE1, claim_runs((0.81, 0.82), (0.80, 0.83)), [pair]).splitlines()
+    assert lines[2:] == ["| triangular2 (three stages), 25,000 | fixed, 70,000 | 2 | +0.00 (-12.71 to +12.71) |"]
+    assert claims.differ(TABLE1, claim_runs((0.81,), ()), [pair]) == ""
+
+
 def test_figures_are_drawn_from_what_there_is(tmp_path):
     runs = {name: {} for name in TABLES}
     figures.draw(TABLES, runs, tmp_path)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import cyclr
 from cyclr.lab import train
 from cyclr.lab.captured import CapturedUpdates, _on_the_device, _undone, can_be_captured
-from cyclr.lab.training import _Run
+from cyclr.lab.run import Run
 from tiny_task import make, net, sgd
 
 SCHEDULE = cyclr.triangular(0.02, 0.2, stepsize=30)
@@ -46,7 +46,7 @@ def stop(done, *_):
 def test_captured_updates_have_the_bits_of_computed_ones(optimizer, tmp_path, monkeypatch):
     task = make(optimizer=optimizer, capturable=True)
     computed = train(task, SCHEDULE, 130, tmp_path / "computed")
-    monkeypatch.setattr(_Run, "_capturable", lambda run: True)
+    monkeypatch.setattr(Run, "_capturable", lambda run: True)
     # Stopped on its way, it goes on with the same bits too.
     with pytest.raises(Stopped):
         train(task, SCHEDULE, 130, tmp_path / "captured", checkpoint_seconds=0, progress=stop)

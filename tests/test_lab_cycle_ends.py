@@ -230,7 +230,7 @@ def test_it_stops_where_the_metric_has_not_improved_for_some_cycles(tmp_path):
 def clock(monkeypatch):
     """The training's clock, which moves by a second with each batch of `slow`."""
     now = [0.0]
-    monkeypatch.setattr("cyclr.lab.training.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("cyclr.lab.run.time.perf_counter", lambda: now[0])
     return now
 
 

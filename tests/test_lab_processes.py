@@ -210,7 +210,7 @@ def test_what_is_wrong_on_the_second_node_only_is_told_there(tmp_path, monkeypat
     for folder in folders:
         folder.mkdir()
     monkeypatch.chdir(folders[0])
-    monkeypatch.setattr(training._Run, "finish", lambda run: 1 / 0)
+    monkeypatch.setattr(training.Run, "finish", lambda run: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["cyclr", *RUN, "--steps", "60", "--checkpoint-seconds", "0", "--out", "out"])
     with pytest.raises(SystemExit):
         cli.main()

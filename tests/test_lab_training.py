@@ -261,7 +261,7 @@ def test_a_run_that_was_killed_after_it_diverged_has_diverged(tmp_path):
         raise Crash
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclr.lab.training._Run.finish", killed)
+        patch.setattr("cyclr.lab.run.Run.finish", killed)
         with pytest.raises(Crash):
             train(steep, cyclr.fixed(1e6), 200, tmp_path / "cut", checkpoint_seconds=0)
     resumed = train(steep, cyclr.fixed(1e6), 200, tmp_path / "cut")
@@ -299,7 +299,7 @@ def test_a_checkpoint_of_something_else_is_one_sentence_and_stays(tmp_path, chec
     """A run's name tells them apart by itself; here the checkpoint was moved by hand to where the other is sought."""
     content = checkpoint.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclr.lab.training.run_name", lambda config: checkpoint.stem)
+        patch.setattr("cyclr.lab.run.run_name", lambda config: checkpoint.stem)
         with pytest.raises(CheckpointError, match=words):
             run(tmp_path)
     assert checkpoint.read_bytes() == content

@@ -27,8 +27,8 @@ import cyclr
 from cyclr.lab import Task, train
 from cyclr.lab.data import crop_and_flip
 from cyclr.lab.residual import DenseNet, ResNet
+from cyclr.lab.run import UPDATES
 from cyclr.lab.tasks.cifar10_caffe import CaffeNet, caffe_sgd
-from cyclr.lab.training import UPDATES
 from table4 import nesterov
 
 IMAGES = 10_000

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from cyclr.lab.records import Record, append_record, find_record
+from cyclr.lab.run import Progress
 from cyclr.lab.task import Task
-from cyclr.lab.training import Progress, train
+from cyclr.lab.training import train
 from cyclr.plan import Plan, plan
 from cyclr.policies import fixed
 from cyclr.schedules import Cycle

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -61,7 +63,7 @@ class CaffeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images of shape (batch, 3, 32, 32), raw pixels minus the mean image, to scores of shape (batch, 10)."""
-        if self.training and x.is_cuda:
+        if self.training and x.is_cuda and _can_compile():
             return self.by_stages(x, _compiled_stages())
         x = normalised(self.max_pool(self.conv1(x)).relu())
         x = normalised(self.mean_pool(self.conv2(x).relu()))
@@ -93,6 +95,12 @@ def _with_bias(x: Tensor, bias: Tensor) -> Tensor:
 
 
 STAGES: tuple[Stage, ...] = (_first_stage, _second_stage, _third_stage)
+
+
+@functools.cache
+def _can_compile() -> bool:
+    """Whether there is what torch's compiler needs for a GPU."""
+    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 @functools.cache
