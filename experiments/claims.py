@@ -124,7 +124,8 @@ def differ(table: Table, runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
         if values := differences(table, cells[name], runs, other):
             first, second = (f"{cells[each].row}, {cells[each].column}" for each in (name, other))
             lines.append(f"| {first} | {second} | {len(values)} | {said(values)} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    caution = "So many intervals, each of so few seeds: one that leaves out 0 may be chance."
+    return "\n".join([*lines, "", caution]) if len(lines) > 2 else ""
 
 
 def answer(values: Sequence[float]) -> str:
@@ -152,4 +153,6 @@ def front(table: Table, runs: Runs) -> str:
         mean, sd = summary.shown()
         paper = "" if cell.paper is None else f"{cell.paper:g}"
         lines.append(f"| {cell.row} | {cell.updates:,} | {paper} | {mean} | {sd} | {summary.n} |")
-    return "\n".join([*lines, "", "All rows, with their records: [experiments/](experiments/README.md)."])
+    return "\n".join(
+        [*lines, "", "All rows, with their records and what is to be repeated: [experiments/](experiments/README.md)."]
+    )

@@ -67,7 +67,7 @@ def line_of(table: Table, cell: Cell, runs: Runs) -> str:
     mean, sd = summary.shown(table.decimals)
     paper = "" if cell.paper is None else f"{cell.paper:g}"
     ours = mean or ("no number" if records else why_not(cell))
-    hours = f"{statistics.fmean(map(hours_of, records)):.2g}" if records else ""
+    hours = ", ".join(hours_by_device(records))
     lost = diverged(table, records)
     row = f"{cell.row}{' (scaled)' if cell.scaled else ''}{f' ({lost} diverged)' if lost else ''}"
     return f"| {row} | {cell.column} | {paper} | {ours} | {sd} | {summary.n} | {cell.updates:,} | {hours} |"
@@ -85,6 +85,14 @@ def why_not(cell: Cell, root: Path = HERE) -> str:
     except ValueError:
         return "the range test had no bounds to read"
     return "not run yet"
+
+
+def hours_by_device(records: Sequence[Record]) -> list[str]:
+    """Mean hours a run, on CPUs and on a GPU."""
+    where = {"": [], "GPU ": []}  # type: dict[str, list[float]]
+    for record in records:
+        where["GPU " if record["hardware"]["gpu"] else ""].append(hours_of(record))
+    return [f"{device}{statistics.fmean(hours):.2g}" for device, hours in where.items() if hours]
 
 
 def hours_of(record: Record) -> float:

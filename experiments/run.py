@@ -3,11 +3,12 @@
     for core in $(seq $(nproc)); do python experiments/run.py --data-dir DIR --commit & done; wait
 
 Processes share the queue: each claims a run, and the claim of a process that dies goes back to the others, which go
-on from its last checkpoint to the same bits. Start as many as there are cores (or a dozen on a large GPU), stop them as
-you like, start them again. Seed 0 of all tables comes first, so whatever is finished is already a table; within a seed
-the order is that of the tables on the command line and of their cells. Then: python experiments/rebuild.py
+on from its last checkpoint, on a CPU to the same bits. Start as many as there are cores, stop them as you like, start
+them again. Seed 0 of all tables comes first, so whatever is finished is already a table; within a seed the order is
+that of the tables on the command line and of their cells. Then: python experiments/rebuild.py
 
-On a GPU `--at-once 8` makes eight runs at once in each process, so that one's small kernels fill the gaps of another's.
+On a GPU `--at-once 8` makes eight runs at once in one process, so that one's small kernels fill the gaps of another's;
+for tasks that can be captured only, since threads share the CPU's random numbers.
 
 `--on ray` (or ray:HOST:PORT) starts as many such processes as a cluster has room for, with `--gpus 1` a GPU for each.
 Its machines must share this folder and its locks.
@@ -23,7 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ import torch
 
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
 from cyclr.lab import Task, processes
-from cyclr.lab.captured import ALONE
+from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.precision import imitated
 from tables import TABLES
 
@@ -44,8 +45,8 @@ class TimeIsUp(Exception):
     """The slice that this process was given is over."""
 
 
-class TooSlow(Exception):
-    """This machine would take ten times as long for a task as one that has its precision."""
+class Elsewhere(Exception):
+    """A task that this process leaves to another one, or to another machine."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Queue:
     commit: bool = False
     imitate: bool = False
     only: str = ""
+    threads: bool = False  # of one process, each with a copy of this queue
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
     def __post_init__(self) -> None:
@@ -114,7 +116,7 @@ class Queue:
             return False
         except TimeIsUp:
             raise
-        except TooSlow as error:  # so are the task's other runs
+        except Elsewhere as error:  # and so are the task's other runs
             alike = [each for each in self.left() if (each.table, each.cell.task) == (run.table, run.cell.task)]
             self.failed |= {each.name: str(error) for each in alike}
             self.say(f"{len(alike)} runs of {run.table.name} are left: {error}")
@@ -133,12 +135,17 @@ class Queue:
         table, cell = run.table, run.cell
         task = self._task(table, cell.task)
         if imitated(task.precision) and not self.imitate:
-            raise TooSlow(
+            raise Elsewhere(
                 f"{cell.task} computes in bf16, which this processor only imitates, about ten times as slow; "
                 "train it on a machine that has it, or use --imitate"
             )
+        if self.threads and not task.capturable:
+            raise Elsewhere(
+                f"{cell.task} may draw random numbers on the CPU, which the threads of a process share; "
+                "train it without --at-once"
+            )
         if isinstance(cell.schedule, Found):
-            with claimed(self.root, cell.schedule.folder):
+            with ONE_AT_A_TIME, claimed(self.root, cell.schedule.folder):
                 read_bounds(cell.schedule, task, self.root)
             if self.commit:
                 self._commit(cell.schedule.folder, f"Range test: {cell.schedule.folder}")
@@ -153,7 +160,7 @@ class Queue:
     def _task(self, table: Table, name: str) -> Task:
         if self._built is None or self._built[0] != (table.name, name):
             self._built = None
-            with ALONE:  # of several threads one decodes the images, and the others find them
+            with ONE_AT_A_TIME:  # of several threads one decodes the images, and the others find them
                 self._built = (table.name, name), table.tasks[name](self.data_dir)
         return self._built[1]
 
@@ -189,19 +196,30 @@ class Queue:
 
 def work_at_once(queue: Queue, count: int) -> None:
     """The queue, worked on by so many threads, on a GPU each with a stream of its own."""
-    queues = [replace(queue) for _ in range(count)]
+    queues = [replace(queue, threads=True) for _ in range(count)]
+    for each in queues:
+        each.failed = queue.failed
     processes.count()  # Accelerate's state is made by one thread
-    sys.setswitchinterval(1e-4)  # seconds: while one thread sets a run up, the others' must not wait for it
 
     def work(mine: Queue) -> None:
         stream = torch.cuda.Stream() if torch.cuda.is_available() else None
         with torch.cuda.stream(stream), contextlib.suppress(TimeIsUp):
             mine.work()
 
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(work, queues))
-    for each in queues:
-        queue.failed |= each.failed
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)  # seconds: while one thread sets a run up, the others' must not wait for it
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            working = [pool.submit(work, each) for each in queues]
+            try:
+                wait(working, return_when=FIRST_EXCEPTION)
+            finally:  # after an error, or Ctrl-C, the others stop at their next look at the clock
+                for each in queues:
+                    each.until = 0.0
+        for each in working:
+            each.result()
+    finally:
+        sys.setswitchinterval(before)
 
 
 def work_on(queue: Queue) -> dict[str, str]:
@@ -253,6 +271,8 @@ def main() -> None:
     options = parser.parse_args()
     if not 1 <= options.at_once <= MOST_AT_ONCE:
         parser.error(f"--at-once must be from 1 to {MOST_AT_ONCE}, got {options.at_once}; start more processes instead")
+    if options.at_once > 1 and options.on != "local":
+        parser.error("--at-once is for this machine; with --on ray give each process a part of a GPU, --gpus 0.25 say")
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}")
     torch.set_num_threads(options.threads)

@@ -3,7 +3,7 @@
 All rows have one budget: a single model under one cosine, snapshots at the ends of M cosine cycles, and a true
 ensemble of M trainings of an M-th of the budget each. The number is the ensemble's accuracy; the table below it has the
 last member, the ensembles of the last m, the average of the weights (SWA), and of the single model's run the ensemble
-of M snapshots without cycles. Two settings: the original's, for a GPU, and a scaled one.
+of M snapshots without cycles. Three settings: the original's, for a GPU; a scaled one; and one with few images.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cells import Cell, Record, Runs, Summary, Table, percent
 from claims import answer, differences, said
 from cyclr.lab import Task, assess, train
 from cyclr.lab.data import held_out, in_order
-from cyclr.lab.precision import accelerator
+from cyclr.lab.processes import device
 from cyclr.lab.records import append_record, find_record, new_record
 from cyclr.lab.residual import DenseNet, ResNet
 from cyclr.torch import Ensemble
@@ -112,10 +112,9 @@ def models(task: Task, kind: str, folders: Sequence[Path]) -> dict[str, float]:
 
 
 def probabilities(task: Task, folder: Path) -> list[torch.Tensor]:
-    device = accelerator("no").device
     model, _ = task.build(seed=0)
-    ensemble = Ensemble(folder, model.to(device))
-    return list(ensemble.each(lambda: in_order(task.test, 500, device)))  # type: ignore[arg-type]
+    ensemble = Ensemble(folder, model.to(device()))
+    return list(ensemble.each(lambda: in_order(task.test, 500, device())))  # type: ignore[arg-type]
 
 
 def accuracy(task: Task, members: Sequence[torch.Tensor]) -> float:
@@ -187,8 +186,9 @@ def cells_of(
     total: int,
     max_lr: float,
     every: int,
-    scaled: bool,
     papers: Mapping[str, float] | None = None,
+    *,
+    scaled: bool,
 ) -> list[Cell]:
     """One budget: the single model, and each kind of ensemble with each M."""
     columns = [("single", 1)]
@@ -215,11 +215,11 @@ def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
             single, ensemble = paper[data]
             papers = {"single": single, f"snapshots, M = {PAPERS_MEMBERS[row]}": ensemble}
             every = epoch * max(1, net.epochs // 20)
-            cells += cells_of(row, data, task, total, net.max_lr, every, scaled, papers)
-    return made(name, title, note, tasks, cells, gpu=not scaled)
+            cells += cells_of(row, data, task, total, net.max_lr, every, papers, scaled=scaled)
+    return table_of(name, title, note, tasks, cells, gpu=not scaled)
 
 
-def made(
+def table_of(
     name: str, title: str, note: str, tasks: dict[str, Callable[[str | None], Task]], cells: list[Cell], *, gpu: bool
 ) -> Table:
     return Table(
@@ -231,15 +231,17 @@ def made(
 def few_images() -> Table:
     """Long cycles on little data: what a snapshot ensemble is worth where one cycle is enough to train a net."""
     count, epochs, name = 5000, 60, "cifar100-resnet-8-few-images"
-    whole = task_of(name, "CIFAR-100", replace(NETS["ResNet"][0], small=lambda classes: ResNet(8, classes)), True)
+    net = replace(NETS["ResNet"][0], small=lambda classes: ResNet(8, classes))
+    whole = task_of(name, "CIFAR-100", net, scaled=True)
 
     def make(data_dir: str | None) -> Task:
         task = whole(data_dir)
         return replace(task, train=held_out(task.train, count)[1])
 
-    epoch = count // 64
-    cells = cells_of("ResNet-8", f"{count:,} images", name, epochs * epoch, 0.2, epochs // 20 * epoch, True)
-    return made(
+    epoch = count // net.batch_size
+    every = epochs // 20 * epoch
+    cells = cells_of("ResNet-8", f"{count:,} images", name, epochs * epoch, net.max_lr, every, scaled=True)
+    return table_of(
         "snapshots-few-images",
         "Snapshot ensembles on few images",
         "Not the original's setting either, but with cycles that are long for their data, as its own are: "

@@ -57,9 +57,42 @@ def test_two_workers_share_the_runs_and_a_killed_one_loses_nothing(tmp_path, und
     assert len(told) == len(set(told)) >= RUNS - 1  # the victim may have had no time to tell of its own
 
 
+def steady_net():
+    return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+
+
+def test_threads_leave_a_task_that_may_draw_on_the_cpu_to_a_process_of_its_own(tmp_path):
+    said = []
+    queue = run.Queue([tiny_queue.table()], root=tmp_path, say=said.append)
+    run.work_at_once(queue, 2)
+    assert not read_records(tmp_path / "tiny")
+    assert len(queue.failed) == RUNS
+    assert all(text.endswith("train it without --at-once") for text in queue.failed.values())
+    run.Queue([tiny_queue.table()], root=tmp_path, seeds=1, only="low", say=said.append).work()
+    assert len(read_records(tmp_path / "tiny")) == 1
+
+
+def test_what_stops_one_thread_stops_the_others_at_their_next_look(tmp_path, monkeypatch):
+    begun = []
+
+    def train(task, schedule, updates, out, *, policy, seed, progress, **how):
+        begun.append(policy)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        while True:  # as a run does, until it is told
+            progress(0, updates, 0.1, 0.5)
+            time.sleep(0.001)
+
+    table = tiny_queue.table(train=train, tasks={"tiny": lambda data_dir: make(capturable=True)})
+    before = sys.getswitchinterval()
+    with pytest.raises(KeyboardInterrupt):
+        run.work_at_once(run.Queue([table], root=tmp_path, say=lambda text: None), 2)
+    assert sys.getswitchinterval() == before
+
+
 def test_runs_at_once_in_one_process_have_the_bits_of_runs_one_after_the_other(tmp_path):
     def steady(data_dir):  # draws nothing in training, so that threads don't take each other's random numbers
-        return make(model=lambda: torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2)))
+        return make(model=steady_net, capturable=True)
 
     queues = [
         run.Queue([tiny_queue.table(tasks={"tiny": steady})], root=tmp_path / name, say=lambda text: None)

@@ -1,16 +1,21 @@
-"""Captured updates: the same bits as computed ones; what the capture itself did is undone. The graph needs a GPU."""
+"""Captured updates: computed ones' bits on a CPU, close to them as a graph on a GPU; the capture leaves no trace."""
 
 import copy
+import gc
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import TensorDataset
 
 import cyclr
 from cyclr.lab import train
-from cyclr.lab.captured import CapturedUpdates, _on_the_device, _undone, can_be_captured
+from cyclr.lab.captured import OPTIMIZERS, CapturedUpdates, _on_the_device, _undone, can_be_captured
+from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
 from cyclr.lab.run import Run
-from tiny_task import make, net, sgd
+from tiny_task import make, net, points, sgd
 
 SCHEDULE = cyclr.triangular(0.02, 0.2, stepsize=30)
 
@@ -115,11 +120,88 @@ def test_a_checkpoint_s_state_gets_the_memory_format_of_its_weights():
     assert all(torch.equal(state[name], each) for name, each in before.items())
 
 
-def test_only_what_torch_can_capture_is():
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_an_optimiser_that_is_captured_begins_as_if_nothing_had_come_before(kind):
+    changed = []
+    for undone in (False, True):
+        torch.manual_seed(0)
+        model = net()[0]
+        optimizer = kind(model.parameters(), lr=0.01)
+
+        def update(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            model(torch.ones(4, 6)).square().mean().backward()
+            optimizer.step()
+
+        assert can_be_captured(optimizer)
+        if undone:
+            with _undone(model, optimizer):
+                update()
+        for _ in range(3):
+            update()
+        changed.append(model.weight.detach())
+    assert torch.equal(*changed)
+
+
+def test_no_other_optimiser_is_captured():
+    """The new state of these is more than zeros, or their update needs the rate's value."""
     parameters = list(net().parameters())
-    assert can_be_captured(torch.optim.SGD(parameters, lr=0.1))
-    assert can_be_captured(torch.optim.Adam(parameters))
-    assert not can_be_captured(torch.optim.Adagrad(parameters))
+    for kind in (torch.optim.NAdam, torch.optim.ASGD, torch.optim.Rprop, torch.optim.Adagrad):
+        assert not can_be_captured(kind(parameters, lr=0.1))
+    assert not can_be_captured(torch.optim.SGD(parameters, lr=0.1, momentum=0.9, dampening=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [
+        ({}, {"accumulation": 2}),
+        ({}, {"precision": "fp16"}),
+        ({"capturable": False}, {}),
+        ({"train": TensorDataset(*points())}, {}),
+        ({"optimizer": lambda model: torch.optim.Adagrad(model.parameters(), lr=0.1)}, {}),
+    ],
+)
+def test_what_cannot_be_replayed_is_computed(changes, config):
+    def capturable(changes, config):
+        run = Run.__new__(Run)
+        run.task = make(**{"capturable": True, **changes})
+        run.config = {"accumulation": 1, "precision": "no", **config}
+        run.machine = SimpleNamespace(device=torch.device("cuda"))
+        _, run.plain_optimizer = run.task.build(0)
+        return run._capturable()
+
+    assert capturable({}, {})
+    assert not capturable(changes, config)
+
+
+def test_a_run_that_has_ended_holds_no_memory(tmp_path, monkeypatch):
+    ended = []
+    finish = Run.finish
+    monkeypatch.setattr(Run, "_capturable", lambda run: True)
+    monkeypatch.setattr(Run, "finish", lambda run: (ended.append(weakref.ref(run.captured)), finish(run))[1])
+    for seed in range(2):  # in a process's first run torch makes a cycle of its own
+        train(make(capturable=True), SCHEDULE, 60, tmp_path, seed=seed)
+        gc.collect()
+        gc.disable()
+    try:
+        train(make(capturable=True), SCHEDULE, 60, tmp_path, seed=2)
+        assert ended[-1]() is None
+    finally:
+        gc.enable()
+
+
+def test_a_run_captured_elsewhere_goes_on_where_nothing_can_be(tmp_path):
+    """How an optimiser computes is the machine's, and stays out of what a checkpoint brings."""
+    task = make(optimizer=lambda model: torch.optim.RMSprop(model.parameters(), lr=0.01))
+    model, optimizer = task.build(0)
+    _on_the_device(optimizer)
+    path, config = tmp_path / "a.safetensors", {"task": "tiny"}
+    save_checkpoint(path, config, {"step": 1}, model, optimizer)
+    model, optimizer = task.build(0)
+    load_checkpoint(path, config, model, optimizer)
+    task.loss(model(task.train[0][:20]), task.train[1][:20]).backward()
+    optimizer.step()
+    assert not optimizer.param_groups[0]["capturable"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")

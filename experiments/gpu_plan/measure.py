@@ -56,7 +56,7 @@ def tasks() -> dict[str, Task]:
 def speed(task: Task, at_once: int, updates: int) -> float:
     """Updates a second of so many runs together, from the moment at which all are under way until all are done."""
     started: list[float] = []
-    under_way = threading.Barrier(at_once, action=lambda: started.append(time.perf_counter()))
+    under_way = threading.Barrier(at_once, action=lambda: started.append(time.perf_counter()), timeout=120)
     first = threading.local()
 
     def wait_for_all(*_: object) -> None:
@@ -67,7 +67,11 @@ def speed(task: Task, at_once: int, updates: int) -> float:
     def run(seed: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             out = Path(folder)
-            train(task, cyclr.fixed(0.001), updates, out, seed=seed, evaluate_at=[updates], progress=wait_for_all)
+            try:
+                train(task, cyclr.fixed(0.001), updates, out, seed=seed, evaluate_at=[updates], progress=wait_for_all)
+            except BaseException:
+                under_way.abort()  # or the others would wait
+                raise
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(at_once) as pool:
         list(pool.map(run, range(at_once)))

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adadelta, Adam, Adamax, AdamW, Optimizer, RAdam, RMSprop
 
-ALONE = threading.RLock()  # seeding and capturing concern a whole process; runs in other threads wait meanwhile
+# What concerns a whole process, seeding, building and capturing, is done by one of its threads at a time.
+ONE_AT_A_TIME = threading.RLock()
+OPTIMIZERS = (SGD, Adadelta, Adam, Adamax, AdamW, RAdam, RMSprop)  # a new state is zeros, the rate may be a tensor
 
 
 def can_be_captured(optimizer: Optimizer) -> bool:
-    """Whether torch lets a CUDA graph hold this optimiser's update, with a rate that changes."""
-    return isinstance(optimizer, SGD) or "capturable" in optimizer.defaults
+    """Whether a CUDA graph can hold this optimiser's update, with a rate that changes."""
+    return isinstance(optimizer, OPTIMIZERS) and not any(group.get("dampening") for group in optimizer.param_groups)
 
 
 class CapturedUpdates:
@@ -48,8 +50,8 @@ class CapturedUpdates:
         self._row = torch.zeros(1, dtype=torch.int64, device=x.device)
         for rows, each in ((self._x, x), (self._y, y)):
             rows.copy_(each)
-        with ALONE, _rates_kept(optimizer):
-            self._update = self._captured(model) if x.is_cuda else self._one
+        with ONE_AT_A_TIME, _rates_kept(optimizer):
+            self._graph = self._captured(model) if x.is_cuda else None
 
     def __call__(self, batches: Sequence[tuple[Tensor, Tensor]], rates: Sequence[Sequence[float]]) -> float:
         """Train on these batches, each with its groups' rates; their mean loss."""
@@ -60,7 +62,7 @@ class CapturedUpdates:
         self._row.zero_()
         with _rates_kept(self._optimizer):
             for _ in range(count):
-                self._update()
+                self._one() if self._graph is None else self._graph.replay()
         return float(self._losses[:count].mean())
 
     def _one(self) -> None:
@@ -73,7 +75,7 @@ class CapturedUpdates:
         self._losses.index_copy_(0, self._row, loss.detach().float().view(1))
         self._row += 1
 
-    def _captured(self, model: nn.Module) -> Callable[[], None]:
+    def _captured(self, model: nn.Module) -> torch.cuda.CUDAGraph:
         """The graph; what the updates before it did, which torch asks for, is undone."""
         _on_the_device(self._optimizer)
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
@@ -90,7 +92,7 @@ class CapturedUpdates:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self._one()
         torch.cuda.current_stream().wait_stream(stream)
-        return graph.replay
+        return graph
 
 
 @contextmanager
@@ -107,6 +109,7 @@ def _on_the_device(optimizer: Optimizer) -> None:
     """Have the optimiser read its rate there and count there, its state in the memory format of its weights."""
     for group in optimizer.param_groups:
         group.update({name: True for name in ("capturable", "fused") if name in group})
+        group["foreach"] = None  # or it would be preferred, and ask for the rate's value
     for parameter, state in optimizer.state.items():
         for name, each in state.items():
             if torch.is_tensor(each):  # a checkpoint's is contiguous, and what it counts may be on the CPU

@@ -22,6 +22,7 @@ from cyclr.files import write_atomically
 from cyclr.lab.processes import gathered, on_first, rank
 
 FORMAT = "cyclr-checkpoint-1"
+MACHINES = ("capturable", "foreach", "fused")  # how an optimiser computes here; a run may go on on another machine
 
 
 class CheckpointError(ValueError):
@@ -105,9 +106,11 @@ def load_checkpoint(path: Path, config: Mapping[str, Any], model: nn.Module, opt
             _, index, slot = name.split(".", 2)
             state["state"].setdefault(int(index), {})[slot] = tensor
     rates = [{name: each for name, each in group.items() if torch.is_tensor(each)} for group in optimizer.param_groups]
+    ways = [{name: group[name] for name in MACHINES if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, held in zip(optimizer.param_groups, rates, strict=True):  # a rate that is a tensor stays that tensor
-        group.update({name: tensor.fill_(group[name]) for name, tensor in held.items()})
+    for group, held, way in zip(optimizer.param_groups, rates, ways, strict=True):
+        # A rate that is a tensor stays that tensor.
+        group.update(way | {name: tensor.fill_(group[name]) for name, tensor in held.items()})
     prefix = _of("rng", rank())
     if prefix in header:  # else the run began with fewer processes
         _set_rng(header[prefix], {name.removeprefix(f"{prefix}."): each for name, each in tensors.items()})

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cyclr.lab.data import Batches, Source, in_order, size_of
 from cyclr.lab.evaluation import BATCH, evaluate
-from cyclr.lab.precision import accelerator
+from cyclr.lab.processes import device
 from cyclr.lab.task import Task
 from cyclr.torch.ensemble import Ensemble
 from cyclr.torch.snapshots import MANIFEST, SnapshotError, read_manifest
@@ -62,11 +62,11 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
     about, _ = read_manifest(folder)
     if about["task"] not in (None, snapshots_name(task)):
         raise SnapshotError(f"{folder} holds snapshots of {about['task']}, not of {snapshots_name(task)}")
-    device = accelerator("no").device
+    place = device()
     model, _ = task.build(seed=0)
-    ensemble = Ensemble(folder, model.to(device), last=last, best=best)
+    ensemble = Ensemble(folder, model.to(place), last=last, best=best)
     steps = tuple(member.step for member in ensemble.members)
-    seen = {name: _predicted(task, ensemble, source, device) for name, source in _sources(task).items()}
+    seen = {name: _predicted(task, ensemble, source, place) for name, source in _sources(task).items()}
     _, seconds, _ = seen["test" if "test" in seen else "validation"]
 
     def measured(name: str, chosen: Sequence[int]) -> float | None:
@@ -89,7 +89,7 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
                 sum(seconds[index] for index in chosen) / seconds[-1],
             )
         )
-    return [*found, _average(task, ensemble, steps, device)]
+    return [*found, _average(task, ensemble, steps, place)]
 
 
 def find_snapshots(folder: Path) -> Path:
@@ -120,21 +120,21 @@ def _sources(task: Task) -> dict[str, Source]:
 
 
 def _predicted(
-    task: Task, ensemble: Ensemble, source: Source, device: torch.device
+    task: Task, ensemble: Ensemble, source: Source, place: torch.device
 ) -> tuple[list[Tensor], list[float], Tensor]:
     """Each member's probabilities, the seconds that they took, and the targets; all on the CPU."""
     target = torch.cat([y.cpu() for _, y in in_order(source, BATCH, workers=task.workers)])
     probabilities, seconds, began = [], [], time.perf_counter()
-    for each in ensemble.each(lambda: in_order(source, BATCH, device, task.workers)):
+    for each in ensemble.each(lambda: in_order(source, BATCH, place, task.workers)):
         probabilities.append(each)
         seconds.append(time.perf_counter() - began)
         began = time.perf_counter()
     return probabilities, seconds, target
 
 
-def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...], device: torch.device) -> Assessed:
+def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...], place: torch.device) -> Assessed:
     # Shuffled: batches of one class each, as a folder of images has them, would give BatchNorm other statistics.
     size = min(BATCH, size_of(task.train))
-    model = ensemble.average(Batches(task.train, size, device=device, workers=task.workers))
-    values = {name: evaluate(task, model, source, device) for name, source in _sources(task).items()}
+    model = ensemble.average(Batches(task.train, size, device=place, workers=task.workers))
+    values = {name: evaluate(task, model, source, place) for name, source in _sources(task).items()}
     return Assessed("average", steps, values.get("validation"), values.get("test"), 1.0)

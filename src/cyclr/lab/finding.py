@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cyclr import checks
 from cyclr.bounds import Bounds, find_bounds
 from cyclr.curve import Curve, Goal
+from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.data import Batches, held_out, mixed, size_of
 from cyclr.lab.evaluation import evaluate
 from cyclr.lab.precision import accelerator
@@ -69,11 +70,12 @@ def find(
 
 
 def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str, progress: Progress | None) -> Curve:
-    machine = accelerator(precision)
-    model, optimizer = task.build(seed)
-    if rank():
-        torch.manual_seed(mixed(seed, rank()))  # dropout differs among processes
-    prepared = machine.prepare(model)
+    with ONE_AT_A_TIME:  # Accelerate's precision is the process's
+        machine = accelerator(precision)
+        model, optimizer = task.build(seed)
+        if rank():
+            torch.manual_seed(mixed(seed, rank()))  # dropout differs among processes
+        prepared = machine.prepare(model)
     if task.validation is None:
         examples = min(VALIDATION, size_of(task.train) // 10)
         if not examples:

@@ -28,6 +28,11 @@ def count() -> int:
     return int(_state().num_processes)
 
 
+def device() -> torch.device:
+    """Where this process computes."""
+    return torch.device(_state().device)
+
+
 def on_first(function: Callable[[], Result]) -> Result:
     """What `function` returns, or raises, in the first process; the others wait for it and get the same.
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_model
 from torch import Tensor
 
 from cyclr.files import write_atomically
-from cyclr.lab.captured import CapturedUpdates, can_be_captured
+from cyclr.lab.captured import ONE_AT_A_TIME, CapturedUpdates, can_be_captured
 from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
 from cyclr.lab.data import Batches, mixed, on_device
 from cyclr.lab.ensembling import snapshots_name
@@ -55,11 +55,12 @@ class Run:
 
     def __init__(self, task: Task, schedule: Schedule, folder: Path, config: dict[str, Any]) -> None:
         self.task, self.config, self.folder = task, config, folder
-        self.machine = accelerator(config["precision"], config["accumulation"])
-        self.plain_model, self.plain_optimizer = task.build(config["seed"])
-        if count() > 1:
-            self._share()
-        self.model, self.optimizer = self.machine.prepare(self.plain_model, self.plain_optimizer)
+        with ONE_AT_A_TIME:  # Accelerate's precision is the process's
+            self.machine = accelerator(config["precision"], config["accumulation"])
+            self.plain_model, self.plain_optimizer = task.build(config["seed"])
+            if count() > 1:
+                self._share()
+            self.model, self.optimizer = self.machine.prepare(self.plain_model, self.plain_optimizer)
         self.schedule, self.scheduler = schedule, ScheduleLR(self.plain_optimizer, schedule)
         self.at = _Progress()
         self.checkpoint = folder / "checkpoints" / f"{run_name(config)}.safetensors"
@@ -90,9 +91,12 @@ class Run:
         return self.task.capturable and whole and on_gpu and can_be_captured(self.plain_optimizer)
 
     def _capture(self, example: tuple[Tensor, Tensor]) -> CapturedUpdates:
+        # Not self: a run that is part of a cycle would keep the GPU's memory after its end.
+        model, loss_of, machine = self.model, self.task.loss, self.machine
+
         def backward(x: Tensor, y: Tensor) -> Tensor:
-            loss = self.task.loss(self.model(x), y)
-            self.machine.backward(loss)
+            loss: Tensor = loss_of(model(x), y)
+            machine.backward(loss)
             return loss
 
         captured = CapturedUpdates(self.plain_model, self.plain_optimizer, backward, example, UPDATES)

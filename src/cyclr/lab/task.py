@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cyclr import checks
-from cyclr.lab.captured import ALONE
+from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.data import Augment, Source, size_of
 
 Measure: TypeAlias = Callable[[Any, Any], Tensor]
@@ -57,7 +57,8 @@ class Task:
         precision: "no", "bf16" or "fp16": the mixed precision it is meant for; the command can say otherwise.
         workers: processes that load the examples of torch Datasets; what they load must not be random.
         capturable: net and loss compute the same at every update (nothing depends on a value, nothing random is drawn
-            on the CPU), so that a CUDA GPU may replay updates as a graph. Small nets gain several times the speed.
+            on the CPU), so that a CUDA GPU may replay updates as a graph. Small nets gain several times the speed. What
+            an optimiser of your own class keeps in Python's numbers stays what it was in the first update.
 
     Example:
         >>> import torch
@@ -128,7 +129,7 @@ class Task:
 
     def build(self, seed: int) -> tuple[nn.Module, Optimizer]:
         """A net and its optimiser, determined by the seed."""
-        with ALONE:
+        with ONE_AT_A_TIME:
             torch.manual_seed(seed)
             model = self._built("model()", "module", nn.Module, self.model)
             return model, self._built("optimizer(model)", "optimiser", Optimizer, self.optimizer, model)

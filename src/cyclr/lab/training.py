@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from cyclr import checks
-from cyclr.lab.captured import ALONE
+from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.data import in_order
 from cyclr.lab.precision import accelerator
 from cyclr.lab.processes import count, on_first
@@ -31,7 +31,7 @@ def try_out(task: Task, precision: str | None = None) -> None:
     Raises:
         TaskError: the net, the data, the loss and the metric do not go together; there is nothing to train.
     """
-    with ALONE:  # what is compiled at a first call is compiled once
+    with ONE_AT_A_TIME:  # what is compiled at a first call is compiled once
         machine = accelerator(precision or task.precision)
         first, _ = task.build(seed=0)
         model, optimizer = task.build(seed=0)
@@ -76,9 +76,9 @@ def train(
 ) -> Record:
     """Train a task under a schedule and leave a record; what was done already is not done again.
 
-    A run that was killed at any moment goes on from its last checkpoint and ends with the same weights, to the bit,
-    as one that was not. A finished one just returns its record. Under `torchrun` or `accelerate launch` each process
-    trains on its part of every batch, and the first one writes.
+    A run that was killed at any moment goes on from its last checkpoint and ends with the same weights as one that was
+    not, on a CPU to the bit. A finished one just returns its record. Under `torchrun` or `accelerate launch` each
+    process trains on its part of every batch, and the first one writes.
 
     Args:
         task, schedule, total_steps: what, how and for how many updates.

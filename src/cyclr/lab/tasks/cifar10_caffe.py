@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from sysconfig import get_paths
 from typing import Any, TypeAlias
 
 import torch
@@ -99,8 +101,9 @@ STAGES: tuple[Stage, ...] = (_first_stage, _second_stage, _third_stage)
 
 @functools.cache
 def _can_compile() -> bool:
-    """Whether there is what torch's compiler needs for a GPU."""
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    """Whether there is what torch's compiler needs: Triton, a C compiler, Python's headers, and no old GPU."""
+    has_compiler = any(map(shutil.which, ("cc", "gcc", "clang"))) and Path(get_paths()["include"], "Python.h").exists()
+    return has_compiler and find_spec("triton") is not None and torch.cuda.get_device_capability() >= (7, 0)
 
 
 @functools.cache
