@@ -353,10 +353,18 @@ def test_the_first_page_shows_rows_only_when_there_is_something_to_compare():
     assert "| triangular2 (three stages) | 25,000 | 81.4 | 82.00 |  | 1 |" in shown
 
 
+def test_the_hours_of_cpus_and_of_gpus_are_told_apart():
+    slow, fast = (record_of(cell_named(TABLE1, "fixed-70-000"), seed) for seed in range(2))
+    slow["hardware"]["gpu"], fast["hardware"]["gpu"] = None, "one"
+    slow["result"]["updates_per_second"] = 10.0
+    assert rebuild.hours_by_device([slow]) == ["1.9"]
+    assert rebuild.hours_by_device([fast, slow]) == ["1.9", "GPU 0.19"]
+
+
 def test_a_pair_of_cells_is_held_against_each_other_seed_by_seed():
     pair = ("triangular2-three-stages-25-000", "fixed-70-000")
     lines = claims.differ(TABLE1, claim_runs((0.81, 0.82), (0.80, 0.83)), [pair]).splitlines()
-    assert lines[2:] == ["| triangular2 (three stages), 25,000 | fixed, 70,000 | 2 | +0.00 (-12.71 to +12.71) |"]
+    assert lines[2:3] == ["| triangular2 (three stages), 25,000 | fixed, 70,000 | 2 | +0.00 (-12.71 to +12.71) |"]
     assert claims.differ(TABLE1, claim_runs((0.81,), ()), [pair]) == ""
 
 

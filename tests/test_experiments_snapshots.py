@@ -130,7 +130,7 @@ SINGLE, ENSEMBLE = "resnet-cifar-100-single", "resnet-cifar-100-snapshots-m-5"
 def assessed(ensemble, **models):
     result = {"status": "done" if ensemble else "diverged", "steps": 9360, "updates_per_second": 9.0, "history": []}
     names = {name.replace("_", " "): value for name, value in models.items()}
-    return {"result": {**result, "models": {"ensemble": ensemble, **names}}}
+    return {"result": {**result, "models": {"ensemble": ensemble, **names}}, "hardware": {"gpu": None}}
 
 
 def test_the_gain_is_over_the_single_model_of_the_same_seed():

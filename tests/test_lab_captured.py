@@ -15,8 +15,10 @@ from cyclr.lab import train
 from cyclr.lab.captured import OPTIMIZERS, CapturedUpdates, _on_the_device, _undone, can_be_captured
 from cyclr.lab.checkpoint import load_checkpoint, save_checkpoint
 from cyclr.lab.run import Run
+from cyclr.lab.tasks.cifar10_caffe import CaffeNet, caffe_sgd
 from tiny_task import make, net, points, sgd
 
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
 SCHEDULE = cyclr.triangular(0.02, 0.2, stepsize=30)
 
 
@@ -204,7 +206,7 @@ def test_a_run_captured_elsewhere_goes_on_where_nothing_can_be(tmp_path):
     assert not optimizer.param_groups[0]["capturable"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph needs a GPU")
+@GPU
 @pytest.mark.parametrize("optimizer", [sgd, groups, adamw])
 def test_a_graph_trains_as_computed_updates_do(optimizer, tmp_path):
     # Without a bias before the normalisation: its gradient is nothing but rounding, which AdamW makes as large as any.
@@ -219,3 +221,46 @@ def test_a_graph_trains_as_computed_updates_do(optimizer, tmp_path):
         found.append(weights(tmp_path / str(capturable)))
     for name, each in found[0].items():
         torch.testing.assert_close(found[1][name], each, rtol=1e-4, atol=1e-5)
+
+
+@GPU
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in what torch's compiler imports
+def test_the_papers_net_in_bf16_is_trained_by_a_graph_as_without(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    x, y = 60.0 * torch.randn(500, 3, 32, 32, generator=generator), torch.randint(10, (500,), generator=generator)
+    losses = []
+    for capturable in (False, True):
+        task = make(
+            model=CaffeNet, optimizer=caffe_sgd, train=(x, y), validation=None, test=(x[:100], y[:100]),
+            batch_size=100, precision="bf16", capturable=capturable,
+        )  # fmt: skip
+        record = train(task, cyclr.fixed(0.001), 120, tmp_path / str(capturable), evaluate_at=[60, 120])
+        losses.append([point["loss"] for point in record["result"]["history"]])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@GPU
+def test_a_graph_draws_new_dropout_in_each_update(tmp_path):
+    model = torch.nn.Dropout(0.5).cuda()
+    weight = torch.nn.Parameter(torch.ones(1, device="cuda"))
+    seen = torch.zeros(50, 64, device="cuda")
+
+    def backward(x, y):
+        dropped = model(x) * weight
+        seen.index_copy_(0, captured_row(), dropped.detach()[:1])
+        loss = dropped.mean()
+        loss.backward()
+        return loss
+
+    row = torch.zeros(1, dtype=torch.int64, device="cuda")
+
+    def captured_row():
+        row.add_(1).remainder_(50)
+        return row
+
+    ones = torch.ones(1, 64, device="cuda"), torch.zeros(1, device="cuda")
+    captured = CapturedUpdates(model, torch.optim.SGD([weight], lr=0.0), backward, ones, 10)
+    captured([ones] * 10, [[0.0]] * 10)
+    drawn = seen[(seen != 0).any(1)]
+    assert len(drawn) >= 10
+    assert len(drawn.unique(dim=0)) >= 10
