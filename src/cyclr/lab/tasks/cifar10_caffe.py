@@ -89,7 +89,9 @@ def _second_stage(x: Tensor, bias: Tensor) -> Tensor:
 
 
 def _third_stage(x: Tensor, bias: Tensor) -> Tensor:
-    return _mean_pooled(_with_bias(x, bias).relu())
+    # Nothing is padded here, so nothing changes; but without this word the compiled gradient is wrong at the far edges
+    # (github.com/pytorch/pytorch/issues/198119, torch 2.14).
+    return nn.functional.avg_pool2d(_with_bias(x, bias).relu(), 3, 2, ceil_mode=True, count_include_pad=False)
 
 
 def _with_bias(x: Tensor, bias: Tensor) -> Tensor:
@@ -110,17 +112,6 @@ def _can_compile() -> bool:
 def _compiled_stages() -> list[Stage]:
     """Each stage as one or two kernels; its single steps take most of the net's time on a GPU."""
     return [torch.compile(stage, dynamic=False) for stage in STAGES]
-
-
-def _mean_pooled(x: Tensor) -> Tensor:
-    """3 x 3 means at every second pixel, of an even size; at the far edges over the pixels that there are.
-
-    As AvgPool2d with ceil_mode, whose compiled gradient is wrong in torch 2.14.
-    """
-    size = x.shape[-1] // 2
-    edge = torch.where(torch.arange(size, device=x.device) == size - 1, 1.5, 1.0).to(x.dtype)
-    padded = nn.functional.pad(x, (0, 1, 0, 1))
-    return nn.functional.avg_pool2d(padded, 3, 2) * edge * edge[:, None]
 
 
 def normalised(x: Tensor) -> Tensor:
