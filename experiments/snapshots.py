@@ -248,8 +248,8 @@ def few_images() -> Table:
         f"{count:,} of CIFAR-100's training images, drawn at random once, and ResNet-8, {epochs} epochs; so a cycle "
         "has 20 epochs (M = 3) or 12 (M = 5), where the table above has 4 or 2.4. Chosen after that table's first "
         "seed, to see whether it is the length of the cycles that an ensemble needs. It is not their epochs alone: the "
-        "net still gets better from cycle to cycle, so that older members pull the mean down. In one run (M = 3, seed "
-        "1) the members have 23.5, 30.2 and 32.8 %, the three together 32.4 (their negative log-likelihood is 2.80, the "
+        "net still gets better from cycle to cycle, so that older members pull the mean down. In one run (M = 3, "
+        "seed 1) the members have 23.5, 30.2 and 32.8 %, all three 32.4 (their negative log-likelihood is 2.80, the "
         "last one's 2.96). The original's cycles have 31,000 updates, these 936 to 1,560.",
         {name: make},
         cells,
