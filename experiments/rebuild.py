@@ -89,7 +89,7 @@ def why_not(cell: Cell, root: Path = HERE) -> str:
 
 def hours_by_device(records: Sequence[Record]) -> list[str]:
     """Mean hours a run, on CPUs and on a GPU."""
-    where = {"": [], "GPU ": []}  # type: dict[str, list[float]]
+    where: dict[str, list[float]] = {"": [], "GPU ": []}
     for record in records:
         where["GPU " if record["hardware"]["gpu"] else ""].append(hours_of(record))
     return [f"{device}{statistics.fmean(hours):.2g}" for device, hours in where.items() if hours]

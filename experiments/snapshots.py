@@ -250,7 +250,7 @@ def few_images() -> Table:
         "seed, to see whether it is the length of the cycles that an ensemble needs. It is not their epochs alone: the "
         "net still gets better from cycle to cycle, so that older members pull the mean down. In one run (M = 3, "
         "seed 1) the members have 23.5, 30.2 and 32.8 %, all three 32.4 (their negative log-likelihood is 2.80, the "
-        "last one's 2.96). The original's cycles have 31,000 updates, these 936 to 1,560.",
+        "last one's 2.96; by hand, not recorded). The original's cycles have 31,000 updates, these 936 to 1,560.",
         {name: make},
         cells,
         gpu=False,

@@ -248,4 +248,4 @@ class Run:
         self.at = _Progress(**load_checkpoint(self.checkpoint, self.config, self.plain_model, self.plain_optimizer))
         if self.machine.scaler is not None and self.at.scaler is not None:
             self.machine.scaler.load_state_dict(self.at.scaler)
-        self.scheduler.load_state_dict({"last_epoch": self.at.step})
+        self._move_to(self.at.step)
