@@ -33,7 +33,6 @@ import torch
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
 from cyclr.lab import Task, processes
 from cyclr.lab.captured import ONE_AT_A_TIME
-from cyclr.lab.precision import imitated
 from tables import TABLES
 
 PAUSE = 10.0  # seconds between looks at what others do, when nothing is left to claim
@@ -46,7 +45,7 @@ class TimeIsUp(Exception):
 
 
 class Elsewhere(Exception):
-    """A task that this process leaves to another one, or to another machine."""
+    """A task that this process leaves to another one."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,6 @@ class Queue:
     checkpoint_seconds: float = 60.0
     until: float = float("inf")  # a time of day, as time.time() has it: a monotonic clock is one machine's own
     commit: bool = False
-    imitate: bool = False
     only: str = ""
     threads: bool = False  # of one process, each with a copy of this queue
     say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
@@ -134,11 +132,6 @@ class Queue:
     def _train(self, run: Run) -> Record:
         table, cell = run.table, run.cell
         task = self._task(table, cell.task)
-        if imitated(task.precision) and not self.imitate:
-            raise Elsewhere(
-                f"{cell.task} computes in bf16, which this processor only imitates, about ten times as slow; "
-                "train it on a machine that has it, or use --imitate"
-            )
         if self.threads and not task.capturable:
             raise Elsewhere(
                 f"{cell.task} may draw random numbers on the CPU, which the threads of a process share; "
@@ -264,7 +257,6 @@ def main() -> None:
     parser.add_argument("--checkpoint-seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; 1, for one process a core")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="on a GPU, runs at once in this process")
-    parser.add_argument("--imitate", action="store_true", help="train in bf16 on a processor that only imitates it")
     parser.add_argument("--on", default="local", help="local, ray, or ray:HOST:PORT for a cluster")
     parser.add_argument("--cpus", type=float, default=1.0, help="of each process on Ray")
     parser.add_argument("--gpus", type=float, default=0.0, help="of each process on Ray")
@@ -284,7 +276,6 @@ def main() -> None:
         checkpoint_seconds=options.checkpoint_seconds,
         until=time.time() + 60.0 * options.minutes,
         commit=options.commit,
-        imitate=options.imitate,
         only=options.only,
     )
     try:

@@ -138,25 +138,6 @@ def test_a_run_that_fails_leaves_the_others_alone(tmp_path):
     assert "must return a torch optimiser" in said[0]
 
 
-def test_a_task_in_a_precision_that_is_only_imitated_here_waits_for_another_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "imitated", lambda precision: precision == "bf16")
-    table = tiny_queue.table()
-    slow = dataclasses.replace(table.cells[0], task="slow")
-    tasks = {**table.tasks, "slow": lambda data_dir: make(name="slow", precision="bf16")}
-    mixed = tiny_queue.table(cells=(slow, *table.cells[1:]), tasks=tasks)
-    said = []
-    queue = run.Queue([mixed], root=tmp_path, seeds=2, say=said.append)
-    queue.work()
-    assert sorted(queue.failed) == ["tiny-low-all-seed0", "tiny-low-all-seed1"]
-    assert len(read_records(tmp_path / "tiny")) == 4
-    assert [text for text in said if "bf16" in text] == [
-        "2 runs of tiny are left: slow computes in bf16, which this processor only imitates, about ten times as slow; "
-        "train it on a machine that has it, or use --imitate"
-    ]
-    run.Queue([mixed], root=tmp_path, seeds=2, imitate=True, say=said.append).work()
-    assert len(read_records(tmp_path / "tiny")) == RUNS
-
-
 def test_a_task_that_has_changed_is_not_trained_beside_its_older_records(tmp_path):
     run.Queue([tiny_queue.table()], seeds=1, root=tmp_path, say=lambda text: None).work()
     changed = tiny_queue.table(tasks={"tiny": lambda data_dir: make(name="tiny", batch_size=10)})

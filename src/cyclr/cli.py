@@ -85,7 +85,7 @@ def find(
     which is run again if its end was wrong, and up to 9 short cycles of at
     most 128 updates.
     """
-    loaded, folder = _start(task, out, data_dir, precision)
+    loaded, folder = _start(task, out, data_dir)
     bounds = _find(loaded, folder, seeds, steps, end_lr, policy, metric, precision, quiet=as_json)
     result = {"task": loaded.name, **asdict(bounds), "out": str(folder)}
     if as_json:
@@ -126,7 +126,7 @@ def train(
 
     The bounds come from the options, from an earlier cyclr find in the same --out, or from a range test made first.
     """
-    loaded, folder = _start(task, out, data_dir, precision)
+    loaded, folder = _start(task, out, data_dir)
     from cyclr.lab import train as run_one
     from cyclr.lab.comparing import plan_for, score
     from cyclr.lab.training import events_of
@@ -193,7 +193,7 @@ def compare(
         from cyclr.lab.on_ray import address_of
 
         address_of(on)  # a typing error is told now
-    loaded, folder = _start(task, out, data_dir, precision)
+    loaded, folder = _start(task, out, data_dir)
     where = {"on": on, "cpus": cpus, "gpus": gpus}
     _compare(
         loaded, folder, policies.split(","), seeds, base_lr, max_lr, _budget(epochs, steps), precision, as_json, where
@@ -262,10 +262,9 @@ def demo(
     _compare(loaded, folder, ["fixed", "triangular", "triangular2"], 5, None, None, {"epochs": EPOCHS}, None, as_json)
 
 
-def _start(task: str, out: Path | None, data_dir: str | None, precision: str | None = None) -> tuple[Task, Path]:
-    """Load the task, and find out now, not after hours, whether results can be written and how slow it would be."""
+def _start(task: str, out: Path | None, data_dir: str | None) -> tuple[Task, Path]:
+    """Load the task, and find out now, not after hours, whether results can be written."""
     from cyclr.lab import load_task
-    from cyclr.lab.precision import imitated
     from cyclr.lab.tasks import BUILT_IN
 
     loaded = load_task(task, BUILT_IN, data_dir)
@@ -276,8 +275,6 @@ def _start(task: str, out: Path | None, data_dir: str | None, precision: str | N
             pass
     except OSError as error:
         stop(WRONG_INPUT, f"cannot write to {folder} ({error.strerror or error}); choose another --out")
-    if imitated(precision or loaded.precision):
-        notes.print("this processor only imitates bf16, about ten times as slow: --precision no is faster here")
     return loaded, folder
 
 

@@ -16,7 +16,7 @@ from cyclr.curve import Curve, Goal
 from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.data import Batches, held_out, mixed, size_of
 from cyclr.lab.evaluation import evaluate
-from cyclr.lab.precision import accelerator
+from cyclr.lab.precision import accelerator, computing_in
 from cyclr.lab.processes import count, rank
 from cyclr.lab.task import Task, TaskError
 from cyclr.lab.training import try_out
@@ -64,8 +64,10 @@ def find(
     if steps is None:
         steps = min(max(EPOCHS * task.steps_per_epoch, LEAST_STEPS), MOST_STEPS)
     checks.whole("steps", steps, least=20)
-    try_out(task, precision)
-    curves = [_curve(task, seed, steps, ramp, precision or task.precision, progress) for seed in seeds]
+    precision = precision or task.precision
+    with computing_in(precision):
+        try_out(task, precision)
+        curves = [_curve(task, seed, steps, ramp, precision, progress) for seed in seeds]
     return curves, find_bounds(curves, policy=policy, metric=metric)
 
 

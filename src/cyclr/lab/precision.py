@@ -1,18 +1,29 @@
-"""Mixed precision: Accelerate set up for it, and whether this machine computes in it or only imitates it."""
+"""Mixed precision: Accelerate set up for it, and bf16 on processors that lack it."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from cyclr import checks
 from cyclr.lab.processes import count
 
 SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_aten = torch.ops.aten
+PRODUCTS = {
+    *(_aten.convolution.default, _aten.convolution_backward.default),
+    *(_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default),
+}
 
 
 def accelerator(precision: str, accumulation: int = 1) -> Accelerator:
@@ -35,7 +46,30 @@ def accelerator(precision: str, accumulation: int = 1) -> Accelerator:
     return machine
 
 
-def imitated(precision: str) -> bool:
-    """Whether bf16 would be imitated here: by a PC's processor without AVX-512, about ten times as slow as "no"."""
+def computing_in(precision: str) -> contextlib.AbstractContextManager[object]:
+    """What a training or a range test runs in: on a processor without bf16, its products are computed another way."""
+    if precision != "bf16" or not _lacks_bf16():
+        return contextlib.nullcontext()
+    return ProductsInSingle()  # type: ignore[no-untyped-call]
+
+
+def _lacks_bf16() -> bool:
+    """Whether this is a PC's processor without AVX-512, for which torch imitates bf16 number by number."""
     on_pc = platform.machine().lower() in ("x86_64", "amd64") and not torch.accelerator.is_available()
-    return precision == "bf16" and on_pc and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return on_pc and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
+class ProductsInSingle(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Convolutions and matrix products of bf16 numbers, computed in single precision and then rounded to bf16.
+
+    That is what processors with bf16 do: a product of two such numbers is exact in single precision, and the sums are
+    in it; only their order differs. It takes about as long as single precision, torch's imitation ten times as long.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func not in PRODUCTS or args[0].dtype != torch.bfloat16:
+            return func(*args, **kwargs or {})
+        result = func(*tree_map_only(Tensor, Tensor.float, args), **kwargs or {})
+        return tree_map_only(Tensor, Tensor.bfloat16, result)

@@ -11,7 +11,7 @@ import torch
 from cyclr import checks
 from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.data import in_order
-from cyclr.lab.precision import accelerator
+from cyclr.lab.precision import accelerator, computing_in
 from cyclr.lab.processes import count, on_first
 from cyclr.lab.records import Record, find_record
 from cyclr.lab.run import Progress, Run
@@ -137,11 +137,12 @@ def train(
     }
     if (record := on_first(lambda: find_record(folder, config))) is not None:
         return record
-    try_out(task, precision)
     try:
-        run = Run(task, schedule, folder, config)
-        run.go(checkpoint_seconds, progress)
-        return run.finish()
+        with computing_in(config["precision"]):
+            try_out(task, precision)
+            run = Run(task, schedule, folder, config)
+            run.go(checkpoint_seconds, progress)
+            return run.finish()
     except RuntimeError as error:
         if count() == 1 or not is_silence(error):
             raise
