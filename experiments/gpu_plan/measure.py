@@ -1,6 +1,6 @@
 """Updates a second on this GPU, of the Caffe net and of small residual nets: computed or captured, alone or at once.
 
-    python experiments/gpu_plan/measure.py [--at-once 1 4 8 16] [--updates 1000] [--nets caffe resnet densenet]
+    python experiments/gpu_plan/measure.py [--at-once 1 4 8 16] [--updates 1000] [--nets caffe resnet resnet-compiled]
 
 Random images: nothing is learnt, and no data is needed. A line of JSON for each measurement. Runs at once are threads
 of one process, each with a CUDA stream of its own; the number is their sum.
@@ -34,6 +34,11 @@ from table4 import nesterov
 IMAGES = 10_000
 
 
+def compiled(net: torch.nn.Module) -> torch.nn.Module:
+    net.compile(dynamic=False)  # in place: the names of its weights stay
+    return net
+
+
 def tasks() -> dict[str, Task]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(IMAGES, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
@@ -49,6 +54,7 @@ def tasks() -> dict[str, Task]:
     return {
         "caffe": caffe,
         "resnet": small,
+        "resnet-compiled": replace(small, name="resnet-compiled", model=lambda: compiled(ResNet(20, 10))),
         "densenet": replace(small, name="densenet", model=lambda: DenseNet(22, 10, growth=8)),
     }
 
@@ -82,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--updates", type=int, default=1000)
-    parser.add_argument("--nets", nargs="+", default=["caffe", "resnet", "densenet"])
+    parser.add_argument("--nets", nargs="+", default=["caffe", "resnet", "resnet-compiled", "densenet"])
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     about = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
