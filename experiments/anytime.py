@@ -105,8 +105,7 @@ TABLE = Table(
     "which is also where the anneals start (known from a trial on Table 1, seed 0). The price of a model at each end "
     "of a cycle: what a training planned for the same number of updates is better by, column by column below; images "
     "to choose by that are not trained on; a look at them and a copy of the weights at each such end. What it saves: "
-    f"the five trainings together have {sum(BUDGETS):,} updates, a run with cycles {BUDGETS[-1]:,}. "
-    "Seed 2, and of seed 1 the training for 16,000 updates, are to be repeated, as some of Table 1.",
+    f"the five trainings together have {sum(BUDGETS):,} updates, a run with cycles {BUDGETS[-1]:,}.",
     {NAME: task},
     CELLS,
     value=at_the_end,

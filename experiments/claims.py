@@ -4,14 +4,15 @@ reaches in 70,000? And in 20,000, in a range that was read and not chosen?
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 
-from cells import Cell, Record, Runs, Summary, Table, known
+from cells import HERE, LEAST, Cell, Record, Runs, Summary, Table, known
 from cyclr.lab.comparing import interval
 
 FIXED = "fixed-70-000"
-FRONT_ROWS = 4
+TO_REPEAT = HERE / "gpu_plan" / "to_repeat.json"  # run -> when its record was made
 
 
 def seeds_of(cell: Cell, runs: Runs) -> list[int]:
@@ -30,12 +31,26 @@ def differences(table: Table, cell: Cell, runs: Runs, other: str = FIXED) -> lis
 
 
 def said(values: Sequence[float]) -> str:
-    """A mean difference with its 95 % interval, as far as there is one."""
+    """A mean difference with its 95 % interval, which means nothing for two seeds."""
     if not values:
         return "no pair of runs with a number"
-    bounds = interval(values)
     mean = f"{statistics.fmean(values):+.2f}"
-    return f"{mean} (one seed)" if bounds is None else f"{mean} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
+    if len(values) < LEAST:
+        return f"{mean} ({len(values)} seed{'s' * (len(values) > 1)})"
+    low, high = interval(values) or (0.0, 0.0)
+    return f"{mean} ({low:+.2f} to {high:+.2f})"
+
+
+def to_repeat(runs: Runs) -> str:
+    """How many of these runs are to be repeated, and why."""
+    listed = json.loads(TO_REPEAT.read_text())
+    count = sum(listed.get(record["run"]) == record["finished"] for record in runs.values())
+    if not count:
+        return ""
+    return (
+        f"{count} of these runs are to be repeated: one of them may have made 50 updates on wrong images "
+        "([gpu_plan](gpu_plan/README.md))."
+    )
 
 
 def reached(cell: Cell, runs: Runs) -> tuple[list[int], int]:
@@ -96,7 +111,8 @@ def text(table: Table, runs: Runs) -> str:
         lines.append(f"| {question} | {cell.row}, {cell.column} | {len(values)} | {said(values)} | {answer(values)} |")
     lines += [
         "",
-        "Which one is best was read off the same numbers that it is then judged by: that favours it a little.",
+        "Which one is best was read off the same numbers that it is then judged by: that favours it a little. "
+        + to_repeat(runs),
         "",
         "| policy | updates | n | difference to fixed, points (95 %) | reached fixed's final accuracy | first at |",
         "|---|---|---|---|---|---|",
@@ -129,13 +145,13 @@ def differ(table: Table, runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def answer(values: Sequence[float]) -> str:
-    """Whether fixed is reached."""
-    bounds = interval(values)
-    if bounds is None:
-        return "one seed cannot tell"
-    if bounds[0] >= 0:
+    """Whether what is held against these differences is reached."""
+    if len(values) < LEAST:
+        return f"cannot tell from {len(values)}"
+    low, high = interval(values) or (0.0, 0.0)
+    if low > 0:
         return "yes"
-    return "no" if bounds[1] < 0 else "cannot tell apart"
+    return "no" if high < 0 else "cannot tell apart"
 
 
 def front(table: Table, runs: Runs) -> str:
@@ -144,7 +160,7 @@ def front(table: Table, runs: Runs) -> str:
     names = [FIXED, "triangular2-three-stages-25-000"]
     rest = [best(table, runs, most, only_cyclical=False, found=found) for _, most, _, found in QUESTIONS[1::2]]
     names += [cell.name for cell in rest if cell is not None and cell.name not in names]
-    shown = [cells[name] for name in names if seeds_of(cells[name], runs)][:FRONT_ROWS]
+    shown = [cells[name] for name in names if seeds_of(cells[name], runs)]
     if len(shown) < 2:
         return ""
     lines = ["| CIFAR-10, the paper's net | updates | the paper | here | sd | n |", "|---|---|---|---|---|---|"]

@@ -30,6 +30,7 @@ from cyclr.lab.images import load_images
 from cyclr.schedules import Ramp, Schedule
 
 SHRUNK = 100
+UNIT = "accuracy on the validation images (of the stand-in, the test images), %"
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)  # ImageNet's, of pixels 0 to 255
 HALF = 30_000
 WORKERS = 16
@@ -204,7 +205,7 @@ def cells_of(net: str, task: str, shrunk: int) -> list[Cell]:
         for row, updates, paper in ROWS[net]
     ]  # fmt: skip
     figure, ends = FIGURES[net]
-    steps = 2_400 if scaled else 40_000  # 12 and 8 epochs
+    steps = 2_400 if scaled else 40_000  # of ImageNet 8 epochs for AlexNet, 4 for GoogLeNet
     updates = ROWS[net][1][1] // shrunk
     found = Found(
         f"{'imagenet-stand-in' if scaled else 'imagenet'}/{figure}",
@@ -217,10 +218,16 @@ def cells_of(net: str, task: str, shrunk: int) -> list[Cell]:
     return [*cells, more]
 
 
+NETS_NOTE = (
+    "The nets are torchvision's, not Caffe's: its AlexNet has no LRN and 64 instead of 96 filters at first, its "
+    "GoogLeNet batch normalisation."
+)
+
+
 def table(name: str, title: str, note: str, make: Callable[[str], Any], prefix: str, shrunk: int) -> Table:
     names = {net: prefix.format(net.lower()) for net in ROWS}
     cells = [cell for net in ROWS for cell in cells_of(net, names[net], shrunk)]
-    return Table(name, title, note, {names[net]: make(net) for net in ROWS}, tuple(cells), gpu=True)
+    return Table(name, title, note, {names[net]: make(net) for net in ROWS}, tuple(cells), gpu=True, unit=UNIT)
 
 
 STAND_IN = table(
@@ -230,13 +237,13 @@ STAND_IN = table(
     f"{SHRUNK} times shorter, with every stepsize and gamma to match. It shows that the scripts run from end to end, "
     "range tests of Figures 7 and 11 included; the paper's numbers beside it are of ImageNet and say nothing about it. "
     "In runs 400 times shorter, which two cores could make, AlexNet had not left its first plateau: 1.1 % after 1,000 "
-    "updates (the record is in git's history, 6e4e2bb).",
+    f"updates (the record is in git's history, 6e4e2bb). {NETS_NOTE}",
     stand_in, "cifar100-{}-stand-in", SHRUNK,
 )  # fmt: skip
 TABLE = table(
     "imagenet",
     "Table 1, ImageNet",
     "No ImageNet is at hand, so none of this has run. The script takes an ImageFolder or the hub's copy; what it would "
-    "cost: [gpu_plan/README.md](gpu_plan/README.md). Accuracy on the validation images, one crop.",
+    f"cost: [gpu_plan/README.md](gpu_plan/README.md). One crop of each image. {NETS_NOTE}",
     full, "imagenet-{}", 1,
 )  # fmt: skip

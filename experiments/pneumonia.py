@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cyclr
-from cells import HERE, Cell, Found, Record, Runs, Summary, Table, known, percent
+from cells import HERE, LEAST, Cell, Found, Record, Runs, Summary, Table, known, percent
 from cyclr.lab import Task
 from cyclr.lab.tasks.googlenet_pneumonia import googlenet_pneumonia
 from cyclr.schedules import Schedule
@@ -25,7 +25,6 @@ UPDATES = 6 * HALF  # three cycles
 EVERY = HALF // 3  # the cycles' ends are among these, so that all rows are looked at equally often
 FIXED = {"all": (0.003, 0.01, 0.03), "depth": (0.01, 0.03, 0.1, 0.3)}  # around the ranges that the tests read
 SCORE = "balanced accuracy"
-LEAST = 3  # runs, before they answer anything
 
 
 def task_of(layers: str) -> Callable[[str | None], Task]:

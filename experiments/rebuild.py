@@ -21,11 +21,19 @@ import claims
 import figures
 from cells import HERE, Cell, Record, Runs, Summary, Table, known
 from cyclr.files import write_atomically
-from cyclr.lab import read_records, table, verdict
+from cyclr.lab import read_records, verdict
+from cyclr.lab import table as rows_of
 from cyclr.lab.pages import says_the_same, with_part
 from tables import TABLES
 
 FRONT = HERE.parent / "README.md"
+
+
+def refuse_unfinished(table: Table) -> None:
+    """A page is made of whole records; the queue takes a half-written one away when it writes the next."""
+    path = HERE / table.name / "records.jsonl"
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"the last line of {path} is half written; run the queue again, or remove that line")
 
 
 def numbers(table: Table, cell: Cell, runs: Runs) -> list[float]:
@@ -114,6 +122,8 @@ def text_of(table: Table, runs: Runs) -> str:
         "",
         f"In {table.unit}; n runs that differ in their seed.",
     ]
+    if again := claims.to_repeat(runs):
+        lines += ["", again]
     if remarks := table.remarks(table, runs):
         lines += ["", remarks]
     for figure, cells in figures.against_updates(table, runs).items():
@@ -126,7 +136,7 @@ def text_of(table: Table, runs: Runs) -> str:
 
 def comparison_text(records: Sequence[Record]) -> str:
     """What `cyclr compare` found."""
-    rows = table(records)
+    rows = rows_of(records)
     lines = [
         "| policy | accuracy on the test set, mean | sd | n | updates | difference to fixed (95 %) |",
         "|---|---|---|---|---|---|",
@@ -193,6 +203,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     try:
+        for table in TABLES.values():
+            refuse_unfinished(table)
         runs = {name: table.runs() for name, table in TABLES.items()}
         if check:
             page = (HERE / "README.md").read_text()

@@ -33,10 +33,12 @@ import torch
 from cells import HERE, Busy, Cell, Found, Record, Table, claimed, read_bounds
 from cyclr.lab import Task, processes
 from cyclr.lab.captured import ONE_AT_A_TIME
+from cyclr.lab.precision import shares_precision
 from tables import TABLES
 
 PAUSE = 10.0  # seconds between looks at what others do, when nothing is left to claim
 MOST_AT_ONCE = 16  # torch has 32 CUDA streams for a process; two runs must not share one
+UNCHANGED = ("nothing to commit", "nothing added to commit", "no changes added")
 LOCKED = ("index.lock", "cannot lock ref", "Unable to create")
 
 
@@ -137,6 +139,10 @@ class Queue:
                 f"{cell.task} may draw random numbers on the CPU, which the threads of a process share; "
                 "train it without --at-once"
             )
+        if self.threads and not shares_precision(task.precision):
+            raise Elsewhere(
+                f"{cell.task} computes in {task.precision}, other runs of this process do not; start another one"
+            )
         if isinstance(cell.schedule, Found):
             with ONE_AT_A_TIME, claimed(self.root, cell.schedule.folder):
                 read_bounds(cell.schedule, task, self.root)
@@ -159,10 +165,10 @@ class Queue:
 
     def _same_as_before(self, table: Table, cell: Cell, task: Task) -> None:
         """Found out now, not when the run is over: is the task what it was for the records that there are?"""
-        fingerprint = task.fingerprint()
+        now = task.fingerprint(), task.precision
         for record in table.runs(self.root).values():
             config = record["config"]
-            if config["task"] == cell.task and config["fingerprint"] != fingerprint:
+            if config["task"] == cell.task and (config["fingerprint"], config["precision"]) != now:
                 raise ValueError(
                     f"task {cell.task} is no longer what the records of {table.name} were made with; "
                     "give it a new name, or remove those records"
@@ -179,7 +185,7 @@ class Queue:
         for _ in range(30):
             subprocess.run([*git, "add", "--", *paths], capture_output=True)
             done = subprocess.run([*git, "commit", "-qm", message, "--", *paths], capture_output=True, text=True)
-            if done.returncode == 0 or "nothing to commit" in done.stdout or "no changes added" in done.stdout:
+            if done.returncode == 0 or any(sign in done.stdout for sign in UNCHANGED):
                 return
             if not any(sign in done.stderr for sign in LOCKED):
                 break
@@ -265,6 +271,9 @@ def main() -> None:
         parser.error(f"--at-once must be from 1 to {MOST_AT_ONCE}, got {options.at_once}; start more processes instead")
     if options.at_once > 1 and options.on != "local":
         parser.error("--at-once is for this machine; with --on ray give each process a part of a GPU, --gpus 0.25 say")
+    for name in ("threads", "seeds"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}")
     torch.set_num_threads(options.threads)
@@ -278,6 +287,8 @@ def main() -> None:
         commit=options.commit,
         only=options.only,
     )
+    if not queue.order():
+        parser.error(f"no run's name holds {options.only!r}; --list without --only shows the names")
     try:
         if options.list:
             show(queue)
@@ -289,7 +300,7 @@ def main() -> None:
             queue.work()
     except TimeIsUp:
         sys.exit(0)
-    except ValueError as error:  # records that cannot be believed: nothing is trained beside them
+    except (ValueError, ImportError) as error:  # records that cannot be believed, or no Ray: nothing is trained
         print(error, file=sys.stderr)
         sys.exit(2)
     sys.exit(1 if queue.failed else 0)

@@ -239,3 +239,46 @@ def test_the_interval_covers_the_reading_without_noise():
         low, high = cyclr.find_bounds(noisy).interval
         held += low <= exact <= high
     assert held >= 30
+
+
+def shrinking_too_fast(start, end, steps):
+    """w**2 under gradient descent at rates above 1: the loss grows from the first update on."""
+    w = [1.0]
+
+    def train_at(lr):
+        loss = w[0] ** 2
+        w[0] -= lr * 2 * w[0]
+        return loss
+
+    return cyclr.range_test(train_at, cyclr.ramp(start, end, steps))
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        *(shrinking_too_fast(*ramp) for ramp in ((1.05, 1.2, 40), (1.5, 3.0, 60), (1.01, 1.05, 100), (1.2, 1.5, 60))),
+        a_curve(LINEAR, 2.0 + np.linspace(0, 6, len(LINEAR)) + 0.05 * np.resize(NOISE, len(LINEAR))),
+    ],
+)
+def test_where_training_only_got_worse_there_is_no_number(curve):
+    bounds = cyclr.find_bounds(curve)
+    assert (bounds.status, bounds.max_lr) == ("broken from the start", None)
+    assert "start lower" in bounds.reason
+
+
+def test_a_loss_that_explodes_at_the_end_is_no_gain_in_front_of_it():
+    lrs = np.linspace(0.0, 0.2, 35)
+    values = np.r_[2 + 0.05 * NOISE[:30], 9, 30, 500, 1e5, 1e10]
+    bounds = cyclr.find_bounds(a_curve(lrs, values, stopped="diverged"))
+    assert bounds.status == "broken from the start"
+
+
+@pytest.mark.parametrize("tail", [(10.0, 1e3, 1e5), (1e10, 1e20, 1e30)])
+def test_how_far_a_loss_flew_moves_no_bound(tail):
+    values = learning(LOG, start=1e-3, best=1e-2, fall=6e-2, noise=0.05)
+    near, far = (
+        cyclr.find_bounds(a_curve(LOG, np.r_[values[:-3], ends], stopped="diverged"))
+        for ends in ((4.0, 5.0, 6.0), tail)
+    )
+    assert far.max_lr == pytest.approx(near.max_lr, rel=0.02)
+    assert far.base_lr == pytest.approx(near.base_lr, rel=0.02)

@@ -110,6 +110,11 @@ def test_train_uses_what_find_found_and_says_so_in_one_object(found, run):
     assert record["config"]["schedule"]["max_lr"] == bounds["max_lr"]
     assert record in read_records(folder)
     assert run("train", task, "--out", folder, "--steps", 48, "--json")[1] == out  # done once
+    assert "bounds.json is for" not in err
+    err = run("train", task, "--out", folder, "--steps", 48, "--json", "--policy", "one_cycle")[2]
+    assert "bounds.json is for triangular; cyclr find --policy one_cycle says what one_cycle bears" in re.sub(
+        r"\s+", " ", err
+    )
 
 
 @pytest.fixture(scope="module")

@@ -205,3 +205,54 @@ def test_each_record_is_committed_and_nothing_else(tmp_path):
     assert len(git("log", "--format=%s").splitlines()) == 3
     assert git("ls-tree", "-r", "--name-only", "HEAD").split() == ["tiny/records.jsonl"]
     assert "A  other.txt" in git("status", "--short")
+
+
+def test_a_record_that_was_cut_off_does_not_stop_the_queue(tmp_path, undisturbed):
+    run.Queue([tiny_queue.table()], seeds=1, root=tmp_path, say=lambda text: None).work()
+    path = tmp_path / "tiny" / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-100])
+    queue = run.Queue([tiny_queue.table()], root=tmp_path, say=lambda text: None)
+    queue.work()
+    assert not queue.failed
+    assert results_of(tmp_path) == undisturbed
+
+
+def test_a_task_in_another_precision_is_not_trained_beside_its_older_records(tmp_path):
+    run.Queue([tiny_queue.table()], seeds=1, root=tmp_path, say=lambda text: None).work()
+    changed = tiny_queue.table(tasks={"tiny": lambda data_dir: make(precision="bf16")})
+    queue = run.Queue([changed], root=tmp_path, say=lambda text: None)
+    queue.work()
+    assert len(queue.failed) == 3
+    assert len(read_records(tmp_path / "tiny")) == 3
+
+
+def test_threads_leave_a_task_of_another_precision_to_another_process(tmp_path):
+    table = tiny_queue.table()
+    other = dataclasses.replace(table.cells[0], task="half")
+    tasks = {
+        "tiny": lambda data_dir: make(model=steady_net, capturable=True),
+        "half": lambda data_dir: make(name="half", model=steady_net, capturable=True, precision="bf16"),
+    }
+    queue = run.Queue(
+        [tiny_queue.table(cells=(*table.cells[1:], other), tasks=tasks)], root=tmp_path, say=lambda text: None
+    )
+    run.work_at_once(queue, 1)
+    assert len(read_records(tmp_path / "tiny")) == 4
+    assert len(queue.failed) == 2
+    assert all("half computes in bf16, other runs of this process do not" in text for text in queue.failed.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--seeds", "-1"], "--seeds must be at least 1, got -1"),
+        (["--only", "table1-fixed-70000"], "no run's name holds 'table1-fixed-70000'"),
+    ],
+)
+def test_options_that_would_train_nothing_are_refused(options, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py", "table1", *options])
+    with pytest.raises(SystemExit) as stopped:
+        run.main()
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err

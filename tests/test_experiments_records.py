@@ -75,13 +75,15 @@ def test_a_record_of_something_else_is_refused_with_a_sentence(tmp_path, changes
         tiny_queue.table().runs(folder)
 
 
-def test_half_a_line_and_another_version_are_refused(tmp_path):
+def test_half_a_line_and_another_version_are_refused(tmp_path, monkeypatch):
     table = tiny_queue.table()
     path = written(tmp_path, record_of(table.cells[0])) / "tiny" / "records.jsonl"
     whole = path.read_text()
     path.write_text(whole + whole[:100])
+    assert len(table.runs(tmp_path)) == 1  # the queue goes on and takes it away; a page is not made
+    monkeypatch.setattr(rebuild, "HERE", tmp_path)
     with pytest.raises(ValueError, match="half written"):
-        table.runs(tmp_path)
+        rebuild.refuse_unfinished(table)
     path.write_text(whole.replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="no record of version 1"):
         table.runs(tmp_path)
@@ -312,7 +314,9 @@ def claim_runs(fixed, short, ends_at=None):
         ((0.83, 0.84, 0.85), "+2.00 (+2.00 to +2.00) | yes"),
         ((0.79, 0.80, 0.81), "-2.00 (-2.00 to -2.00) | no"),
         ((0.83, 0.80, 0.83), "(-4.30 to +4.30) | cannot tell apart"),
-        ((0.83,), "+2.00 (one seed) | one seed cannot tell"),
+        ((0.83,), "+2.00 (1 seed) | cannot tell from 1"),
+        ((0.83, 0.85), "+2.50 (2 seeds) | cannot tell from 2"),
+        ((0.81, 0.82, 0.83), "+0.00 (+0.00 to +0.00) | cannot tell apart"),
     ],
 )
 def test_the_claim_is_judged_by_the_interval_of_paired_differences(short, answer):
@@ -332,8 +336,8 @@ def test_fixeds_accuracy_counts_as_reached_at_a_cycles_end_only():
 @pytest.mark.parametrize(
     ("fixed", "short", "difference", "reached"),
     [
-        ((0.81, 0.82, 0.83), (0.83, None, 0.85), "| 2 | +2.00 (+2.00 to +2.00) |", "2 of 3"),
-        ((0.81, None, 0.83), (0.83, 0.84, 0.85), "| 2 | +2.00 (+2.00 to +2.00) |", "2 of 2"),
+        ((0.81, 0.82, 0.83), (0.83, None, 0.85), "| 2 | +2.00 (2 seeds) |", "2 of 3"),
+        ((0.81, None, 0.83), (0.83, 0.84, 0.85), "| 2 | +2.00 (2 seeds) |", "2 of 2"),
         ((0.81, None), (None, 0.84), "| 0 | no pair of runs with a number |", "0 of 1"),
     ],
 )
@@ -364,7 +368,7 @@ def test_the_hours_of_cpus_and_of_gpus_are_told_apart():
 def test_a_pair_of_cells_is_held_against_each_other_seed_by_seed():
     pair = ("triangular2-three-stages-25-000", "fixed-70-000")
     lines = claims.differ(TABLE1, claim_runs((0.81, 0.82), (0.80, 0.83)), [pair]).splitlines()
-    assert lines[2:3] == ["| triangular2 (three stages), 25,000 | fixed, 70,000 | 2 | +0.00 (-12.71 to +12.71) |"]
+    assert lines[2:3] == ["| triangular2 (three stages), 25,000 | fixed, 70,000 | 2 | +0.00 (2 seeds) |"]
     assert claims.differ(TABLE1, claim_runs((0.81,), ()), [pair]) == ""
 
 
@@ -377,3 +381,13 @@ def test_figures_are_drawn_from_what_there_is(tmp_path):
     (picture,) = tmp_path.rglob("*.png")
     assert picture == tmp_path / "table1/figure1.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_are_to_be_repeated_are_counted_until_they_are(tmp_path, monkeypatch):
+    cell = tiny_queue.table().cells[0]
+    runs = {(cell.name, seed): {**record_of(cell, seed), "run": f"run{seed}", "finished": "now"} for seed in (0, 1)}
+    listed = tmp_path / "to_repeat.json"
+    monkeypatch.setattr(claims, "TO_REPEAT", listed)
+    for content, words in (({"run1": "now"}, "1 of these runs"), ({"run1": "before"}, ""), ({"run7": "now"}, "")):
+        listed.write_text(json.dumps(content))
+        assert claims.to_repeat(runs)[:15] == words

@@ -158,7 +158,7 @@ def test_what_else_the_snapshots_say_has_a_mean_of_the_runs_that_did_not_diverge
     }
     text = snapshots.remarks(snapshots.SCALED, runs)
     gained, others = text.split("\n\n")
-    assert "+4.00 (one seed)" in gained
+    assert "+4.00 (1 seed)" in gained
     assert others.splitlines()[2:] == [
         "| ResNet | CIFAR-100, single: without cycles | 60.00 |  | 1 |",
         "| ResNet | CIFAR-100, snapshots, M = 5: last member | 61.00 | 1.41 | 2 |",

@@ -60,6 +60,18 @@ def test_of_several_fixed_rates_the_best_is_the_one_to_beat():
     assert verdict(table(several)).startswith("fixed=0.1 won: triangular 0.6050 against fixed=0.1 0.7050")
 
 
+def test_a_run_that_diverged_is_counted_and_in_no_mean():
+    several = [*records(fixed=[0.5, 0.6, 0.7], hann=[0.7, 0.9]), record("hann", 2, 0.1, "diverged")]
+    fixed, hann = table(several)
+    assert (hann.values, hann.mean, hann.diverged, hann.pairs) == ((0.7, 0.9), pytest.approx(0.8), 1, 2)
+    assert hann.difference == pytest.approx(interval([0.2, 0.3]))
+    assert fixed.policy == "fixed"  # what diverges now and then is no advice, however good the rest
+    lost = [*records(fixed=[0.5, 0.6]), *(record("hann", seed, 0.1, "diverged") for seed in (0, 1))]
+    rows = table(lost)
+    assert rows[1].cells() == ["hann", "", "", "0", "100", "", "2"]
+    assert verdict(rows) == "cannot tell: no run of hann ended with a number; lower its rates"
+
+
 def test_a_run_without_a_number_comes_last_and_decides_nothing():
     rows = table([*records(fixed=[0.5, 0.6]), record("hann", 0, None, "diverged"), record("hann", 1, 0.9)])
     assert [row.policy for row in rows] == ["fixed", "hann"]

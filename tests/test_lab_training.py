@@ -356,3 +356,12 @@ def test_settings_out_of_range_are_refused(tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         train(task(), SCHEDULE, **{"total_steps": 30, "out": tmp_path, **settings})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fingerprint_knows_betas_that_are_not_the_usual_ones():
+    def with_betas(*betas):
+        return make(optimizer=lambda model: torch.optim.Adam(model.parameters(), betas=betas)).fingerprint()
+
+    usual = make(optimizer=lambda model: torch.optim.Adam(model.parameters())).fingerprint()
+    assert with_betas(0.9, 0.999) == usual
+    assert len({usual, with_betas(0.1, 0.5), with_betas(0.1, 0.6)}) == 3

@@ -101,3 +101,10 @@ def test_an_axis_on_which_higher_is_better_reaches_up_to_the_best_short_cycle():
     cycles = cyclr.Curve("accuracy after a short cycle", [128], [0.05], [0.9], goal="max", meta={"level": 0.0})
     curve = cyclr.Curve("accuracy", range(101), RAMP, 5.0 * RAMP, goal="max", companions=(cycles,))
     assert 0.9 < readable_range([curve], "accuracy")[1] < 1.0
+
+
+def test_a_loss_that_only_got_worse_is_in_sight():
+    losses = np.linspace(1.0, 50.0, 300) ** 2
+    low, high = readable_range([cyclr.Curve("loss", range(300), np.linspace(0, 1, 300), losses)], "loss")
+    assert low < losses[0]
+    assert high > losses[250]

@@ -109,6 +109,8 @@ def test_part_of_an_epoch_counts_whole_updates():
         ({"total_steps": 10.5}, "budget in updates must be a whole number"),
         ({"total_steps": 100, "stepsize": 51}, "stepsize must be at most half the budget of 100 updates, got 51"),
         ({"stepsize": 0}, "stepsize must be at least 1, got 0"),
+        ({"total_steps": None, "epochs": 1e308}, "budget of 1e[+]308 epochs is not finite in updates"),
+        ({"policy": "decay", "stepsize": 7}, "decay has no cycles, so no stepsize; leave it out"),
         ({"steps_per_epoch": 0}, "steps_per_epoch must be at least 1, got 0"),
         ({"steps_per_epoch": 2.5}, "steps_per_epoch must be a whole number"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 import cyclr
 from cyclr.report import render
+from cyclr.results import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -100,3 +101,16 @@ def test_a_browser_draws_three_figures_with_cycle_ends_and_bounds(page, tmp_path
     assert len(re.findall(r'<svg class="main-svg"[^>]*style="background', body)) == 3
     assert "base_lr 0.012" in body
     assert set(requests) <= {"/report.html", "/favicon.ico"}
+
+
+@pytest.mark.parametrize("name", ["task", "fingerprint", "precision", "total_steps", "schedule"])
+def test_records_of_other_tasks_and_settings_are_no_comparison(name, tmp_path, monkeypatch):
+    same = {"seed": 1, "policy": "fixed", "total_steps": 80}
+    made = [
+        {"config": {"task": "a", "fingerprint": "1", "precision": "no", "schedule": {}, **same, **changes}}
+        for changes in ({"seed": 0}, {name: "other"})
+    ]
+    monkeypatch.setattr("cyclr.report.render", lambda *parts: "page")
+    assert write_report(tmp_path, [made[0], {"config": {**made[0]["config"], "seed": 1}}]).exists()
+    with pytest.raises(ValueError, match=rf"records that differ in {name} \(fixed, seed 1\): .* another --out"):
+        write_report(tmp_path, made)

@@ -313,3 +313,10 @@ def test_numpy_numbers_become_plain_ones():
     s = cyclr.stages((cyclr.triangular(np.float64(0.1), np.float64(1), np.int64(5)), np.int64(20)))
     assert json.loads(json.dumps(s.to_dict())) == s.to_dict()
     assert repr(s) == "Stages(stages=((Cycle(base_lr=0.1, max_lr=1.0, rise=5, fall=5), 20),))"
+
+
+def test_stages_end_where_their_last_schedule_does():
+    assert cyclr.stages((cyclr.fixed(0.1), 10), (cyclr.triangular(0.1, 1.0, 5), 20)).end is None
+    limited = cyclr.stages((cyclr.fixed(0.1), 10), (cyclr.one_cycle(1.0, 30), 20))
+    assert limited.end == 40
+    assert limited(30) != limited(40) == limited(41) == limited(1000)

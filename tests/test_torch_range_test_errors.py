@@ -35,6 +35,7 @@ class Once:
 
 
 REFUSED = {
+    "metric": ([[(X, Y)]], {"metric": "acc"}, "unknown metric without batch_loss 'acc'; choose from loss, accuracy"),
     "empty": ([[]], {}, "loader yielded no batch; is the data set empty, or smaller than a dropped last batch?"),
     "iterator": ([iter([(X, Y)])], {}, r"loader can be read only once \(it is an iterator\); give the list, loader or"),
     "read once": ([Once([(X, Y)])], {}, "loader can be read only once"),
@@ -45,7 +46,6 @@ REFUSED = {
     ),
     "dict": ([[{"x": X}]], {}, r"a batch must be a pair \(x, y\), got dict"),
     "accumulation": ([[(X, Y)]], {"accumulation": 0}, "accumulation must be at least 1, got 0"),
-    "metric": ([[(X, Y)]], {"metric": "f1"}, "but the metric asked for is 'f1'"),
 }
 
 

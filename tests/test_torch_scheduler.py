@@ -390,3 +390,28 @@ def test_an_optimiser_with_a_scheduler_of_torchs_is_refused_and_left_alone():
     optimizer.step()
     theirs.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_copy_made_between_an_update_and_its_step_counts_that_update():
+    original = ScheduleLR(torch.optim.SGD(parameters(), lr=0.1), lr=CYCLES)
+    train(original.optimizer, original, 3)
+    for parameter in original.optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    original.optimizer.step()
+    copied = copy.deepcopy(original)
+    copied.step()
+    assert train(copied.optimizer, copied, 3) == [[CYCLES(step)] for step in range(4, 7)]
+
+
+def test_a_momentum_of_stages_goes_on_past_their_length():
+    schedule = cyclr.stages((cyclr.fixed(0.95), 4), (cyclr.triangular(0.1, 1.0, 2).opposite(0.85, 0.95), 4))
+    optimizer = torch.optim.SGD(parameters(), lr=0.1, momentum=0.5)
+    scheduler = ScheduleLR(optimizer, lr=CYCLES, momentum=schedule)
+    used = train(optimizer, scheduler, 16, lambda group: group["momentum"])
+    assert used == [[schedule(step)] for step in range(16)]
+
+
+def test_some_group_must_have_a_schedule():
+    optimizer = torch.optim.SGD([{"params": each} for each in parameters(2)], lr=0.1)
+    with pytest.raises(ValueError, match=r"lr must be a schedule for one group at least, got \[None, None\]"):
+        ScheduleLR(optimizer, lr=[None, None])

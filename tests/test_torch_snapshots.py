@@ -313,3 +313,42 @@ def test_wrong_input_is_refused_with_a_sentence(tmp_path):
 def test_what_wraps_a_net_is_not_in_the_names(tmp_path):
     plain = net()
     assert weights(torch.compile(plain)).keys() == weights(plain).keys()
+
+
+def test_another_run_in_the_folder_keeps_its_own_members_and_an_older_run_loses_them_step_by_step(tmp_path):
+    Snapshots(tmp_path, CYCLES, keep=2)
+    first = Snapshots(tmp_path, CYCLES, keep=2)
+    for step in (10, 20, 30, 40):
+        first(step, net(step))
+    other = Snapshots(tmp_path, CYCLES, keep=2)
+    assert other(10, net(1))
+    assert other(20, net(2))
+    assert [member.step for member in other.members] == [10, 20, 30, 40]
+    assert other(30, net(3))
+    assert [member.step for member in other.members] == [20, 30]
+    kept = [load_file(tmp_path / member.file)["0.weight"] for member in other.members]
+    assert all(torch.equal(weight, net(seed)[0].weight) for weight, seed in zip(kept, (2, 3), strict=True))
+
+
+def test_the_best_of_a_run_that_goes_on_differently_is_its_own(tmp_path):
+    older = Snapshots(tmp_path, CYCLES, keep=1, by="best")
+    older(30, net(3), 0.9)
+    newer = Snapshots(tmp_path, CYCLES, keep=1, by="best")
+    newer(20, net(20), 0.8)
+    newer(30, net(30), 0.7)
+    assert [(member.step, member.metric) for member in newer.members] == [(20, 0.8)]
+
+
+def test_metrics_that_are_no_numbers_do_not_end_a_training_but_choose_nothing(tmp_path):
+    snapshots = Snapshots(tmp_path, CYCLES, keep=1, by="best")
+    for step in (10, 20, 30):
+        assert snapshots(step, net(step), float("nan"))
+    assert [member.step for member in snapshots.members] == [30]
+    with pytest.raises(SnapshotError, match="no metric to choose by"):
+        Ensemble(tmp_path, net(), best=1)
+
+
+def test_statistics_are_not_measured_on_nothing(tmp_path):
+    taken(tmp_path)
+    with pytest.raises(ValueError, match="gave no batch; BatchNorm's statistics need data"):
+        Ensemble(tmp_path, net()).average([])

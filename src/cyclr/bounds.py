@@ -142,6 +142,11 @@ def find_bounds(curves: Curve | Sequence[Curve], *, policy: str = "triangular", 
     return Bounds(top / THUMB, top, interval, None, "ok", reason)
 
 
+def bears_as(policy: str) -> str:
+    """The policy whose share of the plateau counts for this one: what was not studied bears what triangular does."""
+    return policy if policy in SHARES else "triangular"
+
+
 @dataclass(frozen=True)
 class _Reading:
     """One range test: log10 of base_lr, if it could be read, and of max_lr, on resampled noise."""
@@ -162,8 +167,8 @@ def _reading(curve: Curve, metric: str, policy: str, generator: np.random.Genera
     best_peak = _best_peak(curve)
     if best_peak is None:
         base, middle = _ramp_readings(curve.of(metric), generator)
-        return _Reading(base, middle + np.log10(SHARES.get(policy, SHARES["triangular"])), SPREAD)
-    top = np.array([best_peak + np.log10(CYCLE_SHARES.get(policy, CYCLE_SHARES["triangular"]))])
+        return _Reading(base, middle + np.log10(SHARES[bears_as(policy)]), SPREAD)
+    top = np.array([best_peak + np.log10(CYCLE_SHARES[bears_as(policy)])])
     try:
         return _Reading(_ramp_readings(curve.of(metric), generator)[0], top, CYCLE_SPREAD)
     except _Unreadable:
@@ -184,13 +189,15 @@ def _best_peak(curve: Curve) -> float | None:
 
 def _ramp_readings(curve: Curve, generator: np.random.Generator) -> Array:
     """log10 of base_lr and of the plateau's middle, from the curve and from resampled noise; shape (2, resamples)."""
-    x, y = _log_rates_and_losses(curve)
+    x, raw = _log_rates_and_losses(curve)
+    first = min(max(4, len(raw) // 50), 10)  # points: on a linear ramp the rate soon is a usual one
+    # A loss that explodes counts for no more than all that was gained: the regression would overshoot in front of it.
+    y = np.minimum(raw, 2.0 * raw[:first].mean() - raw.min())
     grid = np.linspace(x[0], x[-1], GRID)
     to_grid, to_points = _smoother(x, grid), _smoother(x, x)
     fit = to_points @ y
     noise = y - fit
-    first = min(max(4, len(y) // 50), 10)  # points: on a linear ramp the rate soon is a usual one
-    _check_readable(curve, x, y, grid, to_grid, noise, first)
+    _check_readable(curve, x, y, grid, to_grid, noise, first, last=float(raw[-first:].mean()))
     resampled = fit[:, None] + _resampled(noise, RESAMPLES, generator)
     smoothed = to_grid @ np.column_stack([y, resampled])
     levels = np.column_stack([y, resampled])[:first].mean(axis=0)
@@ -238,7 +245,9 @@ def _resampled(noise: Array, count: int, generator: np.random.Generator) -> Arra
     return drawn
 
 
-def _check_readable(curve: Curve, x: Array, y: Array, grid: Array, to_grid: Array, noise: Array, first: int) -> None:
+def _check_readable(
+    curve: Curve, x: Array, y: Array, grid: Array, to_grid: Array, noise: Array, first: int, last: float
+) -> None:
     """Raise for curves that hold no bounds."""
     smoothed = to_grid @ y
     least = int(np.argmin(smoothed))
@@ -247,7 +256,6 @@ def _check_readable(curve: Curve, x: Array, y: Array, grid: Array, to_grid: Arra
     error = sigma * float(np.hypot(first**-0.5, np.linalg.norm(to_grid[least])))  # of a level less a smoothed value
     error += 1e-9 * float(np.abs(y).max())  # rounding counts as noise
     level, best = float(y[:first].mean()), float(smoothed[least])
-    last = float(y[-first:].mean())
     tenths = [float(part.mean()) for part in np.array_split(y, 10)]
     broke = curve.stopped is not None or min(tenths) < tenths[-1] or last - best > SIGNIFICANT * error
     low, high = 10.0 ** x[0], 10.0 ** x[-1]
@@ -269,6 +277,11 @@ def _check_readable(curve: Curve, x: Array, y: Array, grid: Array, to_grid: Arra
             f"{curve.metric} stayed near {abs(level):.3g} from {low:.2g} to {high:.2g}; raise end_lr or the number "
             "of steps, or check that the model can learn this",
         )
+    if grid[least] <= x[first - 1]:
+        raise _Unreadable(
+            "broken from the start",
+            f"{curve.metric} was best at the first rates of the ramp and got worse from {low:.2g} on; start lower",
+        )
     if not broke:
         raise _Unreadable(
             "never broke",
@@ -280,7 +293,7 @@ def _check_readable(curve: Curve, x: Array, y: Array, grid: Array, to_grid: Arra
 def _read(grid: Array, smoothed: Array, level: float) -> tuple[float, float]:
     """log10 of base_lr and of the plateau's middle from one smoothed curve."""
     best = int(np.argmin(smoothed))
-    progress = level - smoothed[best]
+    progress = max(0.0, level - smoothed[best])  # on resampled noise the level may be less
     started = _crossing(grid, smoothed, level - START * progress, best)
     plateau = grid[smoothed <= smoothed[best] + PLATEAU * progress]
     return started, float(plateau.mean())

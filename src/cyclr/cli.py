@@ -138,7 +138,7 @@ def train(
     }  # fmt: skip
     trial = plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
     events_of(loaded, trial.schedule, trial.total_steps, **events)
-    low, high = _range(loaded, folder, base_lr, max_lr, precision, quiet=as_json)
+    low, high = _range(loaded, folder, base_lr, max_lr, precision, policy, quiet=as_json)
     planned = plan_for(policy, low, high, **budget)
     if not as_json:
         typer.echo(str(planned))
@@ -315,24 +315,35 @@ def _find(
 
 
 def _range(
-    task: Task, folder: Path, base_lr: float | None, max_lr: float | None, precision: str | None, *, quiet: bool
+    task: Task,
+    folder: Path,
+    base_lr: float | None,
+    max_lr: float | None,
+    precision: str | None,
+    policy: str,
+    *,
+    quiet: bool,
 ) -> tuple[float, float]:
-    """The bounds: given, found earlier, or found now."""
+    """The bounds: given, found earlier, or found now for this policy."""
     if base_lr is not None and max_lr is not None:
         return base_lr, max_lr
     if (base_lr is None) != (max_lr is None):
         raise ValueError("give both --base-lr and --max-lr, or neither to have them found")
+    from cyclr.bounds import bears_as
     from cyclr.lab.processes import on_first
     from cyclr.results import read_bounds
 
+    wanted = bears_as(policy)
     path = folder / "bounds.json"
     found = on_first(lambda: read_bounds(path) if path.exists() else None)
     if found is not None:
         if found.get("fingerprint") != task.fingerprint():
             raise ValueError(f"{path} is of another task or setting; choose another --out, or run cyclr find again")
+        if (read_for := bears_as(found.get("policy", wanted))) != wanted:
+            notes.print(f"{path} is for {read_for}; cyclr find --policy {wanted} says what {policy} bears")
     else:
         notes.print("no bounds yet: running the LR range test first")
-        found = asdict(_find(task, folder, 1, None, None, "triangular", "loss", precision, quiet=quiet))
+        found = asdict(_find(task, folder, 1, None, None, wanted, "loss", precision, quiet=quiet))
     if found["status"] != "ok":
         stop(FAILED, f"no bounds ({found['status']}): {found['reason']}; or give --base-lr and --max-lr")
     return found["base_lr"], found["max_lr"]
@@ -360,7 +371,7 @@ def _compare(
     count = range(checks.whole("seeds", seeds, least=1))
     for name in names:  # a typing error is told before any run
         plan_for(name, 0.1, 1.0, steps_per_epoch=task.steps_per_epoch, **budget)
-    low, high = _range(task, folder, base_lr, max_lr, precision, quiet=as_json)
+    low, high = _range(task, folder, base_lr, max_lr, precision, "triangular", quiet=as_json)
     for name in names:
         planned = plan_for(name, low, high, steps_per_epoch=task.steps_per_epoch, **budget)
         if not as_json:

@@ -50,7 +50,8 @@ def range_test(
         ramp: the rates, by default found without numbers from you: see `cyclr.range_test`.
         steps: updates in the default ramp's linear pass.
         metric: what a plain number from `update` is, and which of several the curve is about.
-        validate: `validate(state)` returns the metric on a fixed validation subset.
+        validate: `validate(state)` returns the metric of that name on a fixed validation subset; for an accuracy let
+            `update` return {"loss": ...}, and give metric="accuracy".
         validate_every, progress, meta: as in `cyclr.range_test`.
 
     Raises:

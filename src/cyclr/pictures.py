@@ -93,7 +93,8 @@ def readable_range(curves: Sequence[Curve], metric: str) -> tuple[float, float]:
     cycles = [each.values for each in (short_cycles(curve, metric) for curve in curves) if each is not None]
     if curves[0].of(metric).goal == "min":
         low = min([low, *(float(each.min()) for each in cycles)])
-        high = min(high, first + 0.5 * (first - low))
+        if first > low:  # otherwise nothing was gained, and how it got worse is what there is to see
+            high = min(high, first + 0.5 * (first - low))
     else:
         high = max([high, *(float(each.max()) for each in cycles)])
     room = 0.05 * (high - low) or 0.5  # a flat curve has a place too

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cyclr import checks, policies
 from cyclr.schedules import Schedule
@@ -30,7 +30,7 @@ class Plan:
     schedule: Schedule
     total_steps: int
     reasons: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.policy}: {self.total_steps:,} updates", *self.reasons]
@@ -100,9 +100,13 @@ def plan(
         raise ValueError("the budget is either epochs or total_steps, got " + ("neither" if epochs is None else "both"))
     if epochs is not None:
         updates = checks.rate("epochs", epochs, above=True) * per_epoch
+        if math.isinf(updates):
+            raise ValueError(f"the budget of {epochs:g} epochs is not finite in updates; give fewer")
         total_steps = int(round(updates, 6))  # 0.29 * 100 is a little below 29
     budget = checks.whole("the budget in updates", total_steps, least=2)
     if policy in _ONE_WAY:
+        if stepsize is not None:
+            raise ValueError(f"{policy} has no cycles, so no stepsize; leave it out (got {stepsize!r})")
         return Plan(policy, _ONE_WAY[policy](base_lr, max_lr, budget), budget, ("it has no cycles: the whole budget",))
     half, cycles, reasons, warnings = _half_cycle(budget, per_epoch, stepsize)
     total = 2 * half * cycles

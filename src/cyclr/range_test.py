@@ -70,8 +70,9 @@ def range_test(
         metric: what a plain number from train_at is, and which of several the curve is about.
         goal: "min" or "max"; by default "max" for a metric with "accuracy" in its name.
         measured: whether train_at's values were taken "before" its update (a training loss) or "after".
-        validate: returns the metric on a fixed validation subset (the paper's curve). The curve is then about
-            this "validation accuracy", and the training metrics are its `companions`.
+        validate: returns the metric of that name on a fixed validation subset. The curve is then about this
+            "validation loss", say, and the training metrics are its `companions`. The paper's curve is of an accuracy:
+            `train_at` returns {"loss": ...}, and metric="accuracy".
         validate_every: updates between two validations; a 100th of the ramp by default.
         progress: called after each update with (updates done in this pass, updates in it at most, rate, value).
         meta: kept with the curve.

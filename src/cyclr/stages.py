@@ -30,8 +30,9 @@ class Stages(Schedule):
         object.__setattr__(self, "stages", tuple(pairs))
 
     @property
-    def end(self) -> int:
-        return sum(steps for _, steps in self.stages)
+    def end(self) -> int | None:
+        start, last = self._starting()[-1]
+        return None if last.end is None else start + last.end
 
     def _starting(self) -> list[tuple[int, Schedule]]:
         """Each schedule with the step at which it takes over."""
@@ -108,4 +109,4 @@ def schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
     try:
         return kind(**numbers)
     except TypeError as error:
-        raise ValueError(f"the description of a {data['kind']} schedule is incomplete: {error}") from None
+        raise ValueError(f"the description of a {data['kind']} schedule is not right: {error}") from None

@@ -28,9 +28,10 @@ class Row:
 
     Attributes:
         policy: its name.
-        values: the metric at the end of each run, in the order of the seeds.
-        mean, sd: their mean and standard deviation (nan for one seed).
-        difference: 95 % interval of the paired difference to the fixed rate, (low, high), or None.
+        values: the metric at the end of each run, in the order of the seeds; a run that diverged has none.
+        mean, sd: their mean and standard deviation (nan for no seed, or for one).
+        pairs: seeds whose run has a value both here and at the fixed rate.
+        difference: 95 % interval of these pairs' mean difference, (low, high), or None.
         updates: updates in a run.
         diverged: how many runs did.
     """
@@ -39,6 +40,7 @@ class Row:
     values: tuple[float, ...]
     mean: float
     sd: float
+    pairs: int
     difference: tuple[float, float] | None
     updates: int
     diverged: int
@@ -47,7 +49,7 @@ class Row:
         """The row as a table shows it; the columns are `COLUMNS`."""
         return [
             self.policy,
-            f"{self.mean:.4f}",
+            f"{self.mean:.4f}" if self.values else "",
             "" if len(self.values) < 2 else f"{self.sd:.4f}",
             str(len(self.values)),
             f"{self.updates:,}",
@@ -158,44 +160,58 @@ def plan_for(policy: str, base_lr: float, max_lr: float, **budget: Any) -> Plan:
 
 
 def score(record: Mapping[str, Any]) -> float:
-    """What a run is judged by: the metric on the test data at the end, or on the validation data without any."""
+    """What a run is judged by: the metric on the test data at the end, or on the validation data without any.
+
+    It is nan for a run that diverged: the metric of a net of NaNs says something about the data alone.
+    """
     result = record["result"]
+    if result["status"] == "diverged":
+        return math.nan
     value = result["test"] if result["test"] is not None else result["validation"]
     return math.nan if value is None else float(value)
 
 
 def table(records: Sequence[Record]) -> list[Row]:
-    """One row a policy, best mean first. Of several fixed rates, the others are held against the best."""
+    """One row a policy, best mean first and those with runs that diverged last.
+
+    Of several fixed rates, the others are held against the best.
+    """
     by_policy: dict[str, dict[int, Record]] = {}
     for record in records:
         by_policy.setdefault(record["config"]["policy"], {})[record["config"]["seed"]] = record
     fixed_runs = [runs for policy, runs in by_policy.items() if _is_fixed(policy)]
-    baseline = max(fixed_runs, key=lambda runs: _rank(map(score, runs.values())), default={})
+    baseline = max(fixed_runs, key=_rank, default={})
     rows = []
-    for policy, runs in by_policy.items():
-        values = [score(runs[seed]) for seed in sorted(runs)]
-        shared = sorted(set(runs) & set(baseline))
-        differences = [score(runs[seed]) - score(baseline[seed]) for seed in shared]
+    for policy, runs in sorted(by_policy.items(), key=lambda each: _rank(each[1]), reverse=True):
+        values = _known(score(runs[seed]) for seed in sorted(runs))
+        shared = sorted(set(runs) & set(baseline)) if runs is not baseline else []
+        differences = _known(score(runs[seed]) - score(baseline[seed]) for seed in shared)
         rows.append(
             Row(
                 policy=policy,
                 values=tuple(values),
-                mean=float(np.mean(values)),
+                mean=float(np.mean(values)) if values else math.nan,
                 sd=float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
-                difference=interval(differences) if runs is not baseline else None,
+                pairs=len(differences),
+                difference=interval(differences),
                 updates=max(run["config"]["total_steps"] for run in runs.values()),
                 diverged=sum(run["result"]["status"] == "diverged" for run in runs.values()),
             )
         )
-    return sorted(rows, key=lambda row: _rank(row.values), reverse=True)
+    return rows
 
 
 def _is_fixed(policy: str) -> bool:
     return policy.partition("=")[0] == BASELINE
 
 
-def _rank(values: Iterable[float]) -> float:
-    mean = float(np.mean(list(values)))
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _rank(runs: Mapping[int, Record]) -> float:
+    """By the mean; a policy of which a run has no value is no advice."""
+    mean = float(np.mean([score(record) for record in runs.values()]))
     return -math.inf if math.isnan(mean) else mean
 
 
@@ -219,8 +235,10 @@ def verdict(rows: Sequence[Row]) -> str:
         best = rows[0]
         return f"{best.policy} has the best mean, {best.mean:.4f}; there is no cyclic policy and fixed rate to compare"
     best, base = others[0], baseline[0]
-    n = len(best.values)
-    numbers = f"{best.policy} {best.mean:.4f} against {base.policy} {base.mean:.4f}, n = {n}"
+    for row in (best, base):
+        if not row.values:
+            return f"cannot tell: no run of {row.policy} ended with a number; lower its rates"
+    numbers = f"{best.policy} {best.mean:.4f} against {base.policy} {base.mean:.4f}, n = {best.pairs}"
     if best.difference is None:
         return f"cannot tell: {numbers}; one seed says nothing about the spread, use at least 3"
     low, high = best.difference

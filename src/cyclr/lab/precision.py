@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from cyclr import checks
+from cyclr.lab.captured import ONE_AT_A_TIME
 from cyclr.lab.processes import count
 
 SPLITTING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -44,6 +45,14 @@ def accelerator(precision: str, accumulation: int = 1) -> Accelerator:
             "each process of a run has the whole net; choose plain multi-GPU in accelerate config, or use torchrun"
         )
     return machine
+
+
+def shares_precision(precision: str) -> bool:
+    """Whether runs in this precision can go beside those under way in other threads: a process has one."""
+    with ONE_AT_A_TIME:
+        if not AcceleratorState._shared_state:
+            accelerator(precision)
+        return bool(AcceleratorState().mixed_precision == precision)
 
 
 def computing_in(precision: str) -> contextlib.AbstractContextManager[object]:

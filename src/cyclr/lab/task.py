@@ -157,9 +157,23 @@ class Task:
             digest.update(repr(sorted((k, v) for k, v in group.items() if isinstance(v, int | float | str))).encode())
         for source in (self.train, self.validation, self.test):
             digest.update(_data_fingerprint(source))
-        if self.start or self.scores:  # tasks with neither keep the fingerprint of their older records
+        # What older fingerprints did not know counts only where it is not the usual: theirs stay valid.
+        if self.start or self.scores:
             digest.update(f"{self.start} {sorted(self.scores)}".encode())
+        if unusual := _unusual_tuples(optimizer):
+            digest.update(repr(unusual).encode())
         return digest.hexdigest()[:16]
+
+
+def _unusual_tuples(optimizer: Optimizer) -> list[tuple[str, Any]]:
+    """Settings such as betas, where they are not the optimiser's own defaults."""
+    defaults = {name: each.default for name, each in inspect.signature(type(optimizer)).parameters.items()}
+    return [
+        (name, value)
+        for group in optimizer.param_groups
+        for name, value in sorted(group.items())
+        if isinstance(value, tuple) and repr(value) != repr(defaults.get(name))
+    ]
 
 
 def _name_of(function: Any) -> str:

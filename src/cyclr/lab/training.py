@@ -176,8 +176,9 @@ def events_of(
     events: dict[str, Any] = {} if stop == "budget" else {"stop": stop, "seconds": seconds, "patience": patience}
     if isinstance(snapshots, Sequence):
         events["snapshots"] = sorted({checks.whole("snapshots", step, least=1) for step in snapshots})
-        if not events["snapshots"] or events["snapshots"][-1] > steps:
-            raise ValueError(f"snapshots must be numbers of updates from 1 to {steps}, got {list(snapshots)}")
+        most = max(schedule.cycle_ends(steps), default=steps) if stop == "cycle_end" else steps
+        if not events["snapshots"] or events["snapshots"][-1] > most:
+            raise ValueError(f"snapshots must be numbers of updates from 1 to {most}, got {list(snapshots)}")
     elif snapshots is not None:
         events["snapshots"] = checks.whole("snapshots", snapshots, least=1)
     if events and not schedule.cycle_ends(steps) and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):

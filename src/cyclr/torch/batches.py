@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -30,6 +30,10 @@ def on_device(batch: Any, device: torch.device) -> Any:
         return type(batch)([on_device(each, device) for each in batch])
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*[on_device(each, device) for each in batch])
+    if isinstance(batch, MutableMapping):  # of its own kind, such as a tokenizer's BatchEncoding
+        moved = copy.copy(batch)
+        moved.update({key: on_device(each, device) for key, each in batch.items()})
+        return moved
     if isinstance(batch, Mapping):
         return {key: on_device(each, device) for key, each in batch.items()}
     return batch

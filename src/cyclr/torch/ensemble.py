@@ -131,7 +131,7 @@ class Ensemble:
                 where there are such layers. Batches are inputs, or tuples that begin with them.
 
         Raises:
-            ValueError: BatchNorm layers and no batches.
+            ValueError: BatchNorm layers and no batches, or none in them.
 
         Reference: Izmailov et al., arXiv 1803.05407.
         """
@@ -148,13 +148,23 @@ class Ensemble:
                     else:  # whole numbers, such as a count of batches, are the latest member's
                         own[name].copy_(tensor)
         if normalising and batches is not None:
-            update_bn(batches, average)
+            update_bn(_some(batches), average)
         return average.eval()
 
     def _tensors(self, member: Member) -> dict[str, Tensor]:
         """On the model's device and in its memory format, without which convolutions may take several times as long."""
         kept, own = read_member(self.folder, member, self._net), weights(self._model)
         return {name: torch.empty_like(own[name]).copy_(tensor) for name, tensor in kept.items()}
+
+
+def _some(batches: Iterable[Any]) -> Iterator[Any]:
+    """These batches; statistics of none would be mean 0 and variance 1."""
+    empty = True
+    for batch in batches:
+        empty = False
+        yield batch
+    if empty:
+        raise ValueError("batches gave no batch; BatchNorm's statistics need data")
 
 
 def _check_rereadable(batches: Any) -> None:
@@ -196,6 +206,8 @@ def _chosen(members: list[Member], last: int | None, number: int | None) -> list
         if wanted is not None and not 1 <= checks.whole(name, wanted, least=1) <= len(members):
             raise ValueError(f"{name} must be at most {len(members)}, the snapshots that there are, got {wanted}")
     if number is not None:
+        if all(member.metric is None for member in members):
+            raise SnapshotError("these snapshots have no metric to choose by; choose the last ones")
         return best(members, number)
     return members if last is None else members[-last:]
 

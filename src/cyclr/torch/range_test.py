@@ -110,6 +110,8 @@ def range_test(
     checks.whole("accumulation", accumulation, least=1)
     if loss_fn is None and batch_loss is None:
         raise ValueError("give loss_fn for batches (x, y), or batch_loss(model, batch) for any other batch")
+    if batch_loss is None:
+        checks.choice("metric without batch_loss", metric, ("loss", "accuracy"))
     with_accuracy = metric == "accuracy" or validate is not None
     mean_loss = batch_loss or _loss_of_pairs(loss_fn, with_accuracy)  # type: ignore[arg-type]
     covered = [model, *optimizers, loader, *([scaler] if scaler is not None else []), *also]

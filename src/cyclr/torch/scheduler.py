@@ -33,7 +33,8 @@ class ScheduleLR(LRScheduler):
     Args:
         optimizer: any torch optimiser.
         lr: a schedule for all groups, or one per group (None leaves a group alone). A group with an entry
-            "lr_multiplier" (`{"params": ..., "lr_multiplier": 0.1}`) gets that multiple of the rate.
+            "lr_multiplier" (`{"params": ..., "lr_multiplier": 0.1}`) gets that multiple of the rate. It must be there
+            before the scheduler is made.
         momentum: the same for momentum, or beta1 where the optimiser has betas. Where this schedule ends, the
             user's own momentum comes back.
         weight_decay: the same for weight decay. Groups whose own weight decay is 0 keep it.
@@ -91,6 +92,8 @@ class ScheduleLR(LRScheduler):
         for hook in _hooks(self.optimizer):
             hook.retire()
         self._replaced = False
+        self._due: bool | None = None  # an update to count; None while the optimiser has made none
+        self._first = self.last_epoch  # the step of the first update
         self._deliver()
         self.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         self._step_count = 1  # not used here; Accelerate counts in it
@@ -98,10 +101,7 @@ class ScheduleLR(LRScheduler):
 
     def _watch(self) -> None:
         """Learn of the optimiser's updates, and of states that are loaded into it."""
-        # An update to count; None while the optimiser has made none. A copy of one that was replaced is replaced too.
-        self._due: bool | None = False if self._replaced else None
-        self._first = self.last_epoch  # the step of the first update
-        if self._replaced:
+        if self._replaced:  # a copy of one that was replaced is replaced too
             return
         self.optimizer.register_step_pre_hook(_Begin(self))
         self.optimizer.register_step_post_hook(_Due(self))
@@ -294,6 +294,8 @@ def _checked(name: str, given: Schedules, optimizer: Optimizer) -> list[Schedule
         raise ValueError(
             f"{name} must be one schedule or one for each of the {len(groups)} groups, got {len(schedules)}"
         )
+    if not any(schedules):
+        raise ValueError(f"{name} must be a schedule for one group at least, got {given!r}")
     if name == "momentum" and not any("momentum" in group or "betas" in group for group in groups):
         raise ValueError(f"{type(optimizer).__name__} has neither momentum nor betas; leave momentum=None")
     if name == "weight_decay" and not any("weight_decay" in group for group in groups):

@@ -143,7 +143,8 @@ class Snapshots:
         write_atomically(path, content)
         metric = None if metric is None or not math.isfinite(metric) else float(metric)
         taken = Member(path.name, step, metric, hashlib.sha256(content).hexdigest())
-        self._write_manifest(self._kept([*self._others(taken), taken]))
+        earlier, later = self._others(taken)
+        self._write_manifest([*self._kept([*earlier, taken]), *later])
         self._remove_unlisted()
         return True
 
@@ -154,14 +155,13 @@ class Snapshots:
                 raise SnapshotError(f"{self.folder} holds snapshots of another {what}; choose another folder")
         self._about, self.members = about, members
 
-    def _others(self, taken: Member) -> list[Member]:
-        """The members beside this one; if its step had another net before, what came after that is another run's."""
-        before = [member for member in self.members if member.step == taken.step]
-        same_run = all(member.sha256 == taken.sha256 for member in before)
-        return [member for member in self.members if member.step < taken.step or (same_run and member not in before)]
+    def _others(self, taken: Member) -> tuple[list[Member], list[Member]]:
+        """The members before and after this one; if its step had another net, what came after it is another run's."""
+        same_run = all(member.sha256 == taken.sha256 for member in self.members if member.step == taken.step)
+        earlier = [member for member in self.members if member.step < taken.step]
+        return earlier, [member for member in self.members if same_run and member.step > taken.step]
 
     def _kept(self, members: list[Member]) -> list[Member]:
-        members = sorted(members, key=lambda member: member.step)
         if self._keep is None or len(members) <= self._keep:
             return members
         if self._by == "last":
@@ -184,13 +184,7 @@ class Snapshots:
 
 
 def best(members: list[Member], count: int) -> list[Member]:
-    """The `count` members with the highest metric, in the order of their steps; one without a metric is the worst.
-
-    Raises:
-        SnapshotError: no member has a metric.
-    """
-    if all(member.metric is None for member in members):
-        raise SnapshotError("these snapshots have no metric to choose by; choose the last ones")
+    """The `count` members with the highest metric, in the order of their steps; one without a metric is the worst."""
 
     def rank(member: Member) -> tuple[float, int]:
         return -math.inf if member.metric is None else member.metric, member.step

@@ -57,7 +57,7 @@ def restored(*objects: Any, verify: bool = True) -> Iterator[SavedState]:
             and anything else with `state_dict` and `load_state_dict` (a scheduler, an average of weights).
         verify: compare checksums before and after.
 
-    The random number generators of Python, NumPy, torch and its accelerators are always restored. The copy lies in
+    The random number generators of Python, NumPy, torch and CUDA are always restored. The copy lies in
     CPU memory: no accelerator memory, and on the CPU one copy of the state. Not covered: what happens inside the
     objects that a module keeps in plain attributes (but lists, dicts and sets hold what they held), the generators of
     running loader workers, and files.
