@@ -47,7 +47,7 @@ NETS = {
     ),
 }  # fmt: skip
 SCALED_EPOCHS = 12
-OTHER_SINGLE = "Its single model has a rate that drops in steps, ours one cosine."
+OTHER_SINGLE = "The original's single model has a rate that drops in steps, ours one cosine."
 KINDS = ("single", "snapshots", "true ensemble")
 
 

@@ -33,7 +33,7 @@ Status: TypeAlias = Literal["ok", "flat", "too short", "too noisy", "broken from
 Array: TypeAlias = npt.NDArray[np.float64]
 
 START, PLATEAU, CYCLE_PLATEAU = 0.3, 0.2, 0.03
-SHARES = {"triangular": 0.35, "triangular2": 0.55, "one_cycle": 0.44, "linear_to_zero": 0.36}
+SHARES = {"triangular": 0.33, "triangular2": 0.52, "one_cycle": 0.44, "linear_to_zero": 0.35}
 CYCLE_SHARES = {"triangular": 0.8, "triangular2": 1.15, "one_cycle": 1.05, "linear_to_zero": 0.8}
 SPREAD, CYCLE_SPREAD = 2.2, 1.8  # the interval's factor
 THUMB = 4.0  # the paper's rule of thumb: base_lr = max_lr / 3 or max_lr / 4
