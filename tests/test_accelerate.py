@@ -3,6 +3,7 @@
 Run as a script, by torchrun or alone, this file trains in each way and prints what the optimiser saw as JSON.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import cyclr
-from cyclr.torch import ScheduleLR
+from cyclr.torch import ScheduleLR, range_test
 
 accelerate = pytest.importorskip("accelerate")
 from accelerate import Accelerator, DataLoaderConfiguration  # noqa: E402
@@ -155,3 +156,34 @@ def test_a_saved_state_goes_on_in_mid_cycle_to_the_same_bits(seen, processes, wa
 
 if __name__ == "__main__":
     script(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_range_test_of_a_prepared_optimiser_accumulates_as_accelerate_does(accumulation):
+    _, model, optimizer, loader, *_ = start(accumulation, False, "bare")
+    seen = []
+
+    def batch_loss(net, batch):
+        seen.append(len(batch))
+        return net(batch).square().mean()
+
+    curve = range_test(model, optimizer, None, loader, ramp=cyclr.ramp(0.0, 0.01, 10), batch_loss=batch_loss)
+    assert (len(curve), len(seen)) == (10, 10 * accumulation)
+
+
+@pytest.mark.parametrize("read_before", [False, True])
+def test_a_range_test_leaves_accelerates_own_sampler_as_it_was(read_before):
+    GradientState._reset_state()
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.arange(60.0).view(20, 3) / 60
+    model, optimizer, loader = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(data, 4, shuffle=True))
+    if read_before:
+        list(loader)
+    other = copy.deepcopy(loader)
+    loss = lambda net, batch: net(batch).square().mean()  # noqa: E731
+    range_test(model, optimizer, None, loader, ramp=cyclr.ramp(0.0, 0.01, 12), batch_loss=loss)  # two epochs and more
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(loader)), torch.cat(list(other)))

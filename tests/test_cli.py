@@ -117,6 +117,19 @@ def test_train_uses_what_find_found_and_says_so_in_one_object(found, run):
     )
 
 
+def test_epochs_are_counted_in_examples_however_many_batches_make_an_update(found, run, tmp_path):
+    task, folder, _ = found
+    bounds = ("--base-lr", 0.01, "--max-lr", 0.1, "--json")
+    settings = [
+        one_object(run("train", task, "--out", tmp_path, "--epochs", 24, "--accumulation", count, *bounds)[1])["config"]
+        for count in (1, 4)
+    ]
+    assert [config["total_steps"] for config in settings] == [24 * 12, 24 * 3]  # 240 examples in batches of 20
+    code, _, err = run("train", task, "--out", folder, "--steps", 48, "--accumulation", 2)
+    assert code == 2
+    assert "is of updates of 1 batches, not 2; run cyclr find --accumulation 2 again" in re.sub(r"\s+", " ", err)
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """A comparison with one seed, where a spread is no number; the bounds are found first."""

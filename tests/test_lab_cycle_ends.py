@@ -1,6 +1,7 @@
 """What the lab does at a cycle's end: snapshots that survive a kill, stopping there, what snapshots are worth."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -307,7 +308,7 @@ def test_the_command_takes_snapshots_and_says_what_they_are_worth(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = cyclr_command("ensemble", out, "--task", TASK)
     assert shown.returncode == 0, shown.stderr
-    assert "ensemble of the last 3" in shown.stdout
+    assert "ensemble of 3, from update" in shown.stdout
     models = json.loads(cyclr_command("ensemble", out, "--task", TASK, "--last", 2, "--json").stdout)["models"]
     wanted = assess(task(), out, last=2)
     assert [(each["kind"], each["test"]) for each in models] == [(each.kind, each.test) for each in wanted]
@@ -332,3 +333,12 @@ def test_snapshots_of_another_task_are_told(tmp_path):
     train(task(), SCHEDULE, 80, tmp_path, snapshots=2)
     with pytest.raises(SnapshotError, match=r"holds snapshots of tiny .*, not of tiny"):
         assess(make(batch_size=10), tmp_path)
+
+
+def test_a_finished_run_whose_snapshots_are_gone_says_so(tmp_path):
+    schedule = cyclr.triangular(0.01, 0.1, 5)
+    record = train(make(), schedule, 20, tmp_path, snapshots=2)
+    assert train(make(), schedule, 20, tmp_path, snapshots=2) == record
+    shutil.rmtree(tmp_path / "snapshots")
+    with pytest.raises(SnapshotError, match=r"its snapshots are gone .* or choose another folder"):
+        train(make(), schedule, 20, tmp_path, snapshots=2)

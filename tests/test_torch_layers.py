@@ -237,3 +237,10 @@ def test_a_group_that_is_not_there_is_told_before_anything_is_trained():
     optimizer = torch.optim.SGD(groups_by_depth(model, 2), lr=0.1)
     with pytest.raises(ValueError, match="group must be one of '0', '1', got 'head'"):
         range_test(model, optimizer, nn.functional.mse_loss, [(torch.ones(2, 3),) * 2], group="head")
+
+
+def test_a_function_that_leaves_a_parameter_out_is_told_which():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    groups = {"0.weight": "body", "0.bias": "body", "1.weight": "head"}
+    with pytest.raises(TypeError, match=r"the name of a group for each parameter, got None for 1\.bias"):
+        groups_by_depth(net, groups.get)

@@ -352,3 +352,25 @@ def test_statistics_are_not_measured_on_nothing(tmp_path):
     taken(tmp_path)
     with pytest.raises(ValueError, match="gave no batch; BatchNorm's statistics need data"):
         Ensemble(tmp_path, net()).average([])
+
+
+def test_a_listed_file_that_is_gone_is_told_before_anything_is_taken_or_predicted(tmp_path):
+    taken(tmp_path)
+    (tmp_path / manifest(tmp_path)["members"][0]["file"]).unlink()
+    before = sorted(tmp_path.iterdir())
+    for use in (lambda: Snapshots(tmp_path, CYCLES, keep=3), lambda: Ensemble(tmp_path, net())):
+        with pytest.raises(SnapshotError, match=r"step-00000010.* is missing; put it back, or choose other members"):
+            use()
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(Ensemble(tmp_path, net(), last=2).members) == 2
+
+
+def test_an_average_takes_batches_of_any_kind(tmp_path):
+    taken(tmp_path)
+    rows = torch.randn(40, 3)
+    plainly = Ensemble(tmp_path, net()).average(list(rows.split(20)))
+    by_name = Ensemble(tmp_path, net()).average(
+        [{"rows": each} for each in rows.split(20)], predict=lambda model, batch: model(batch["rows"])
+    )
+    for name, tensor in plainly.state_dict().items():
+        assert torch.equal(tensor, by_name.state_dict()[name])

@@ -52,6 +52,7 @@ DataDir = Annotated[
     str | None, typer.Option("--data-dir", help="Folder with data sets; else CYCLR_DATA, else the hub.")
 ]
 Precision = Annotated[str | None, typer.Option(help="no, bf16 or fp16. (default: the task's own)")]
+Accumulation = Annotated[int, typer.Option(help="Batches in one update.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object and nothing else.")]
 Epochs = Annotated[float, typer.Option(help="Budget of a run, in epochs.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Budget of a run in updates, instead of epochs.")]
@@ -72,6 +73,7 @@ def find(
     metric: Annotated[str, typer.Option(help="Read the ramp's loss, accuracy or 'validation accuracy'.")] = "loss",
     data_dir: DataDir = None,
     precision: Precision = None,
+    accumulation: Accumulation = 1,
     as_json: Json = False,
 ) -> None:
     """Run an LR range test and read base_lr and max_lr off it.
@@ -86,7 +88,7 @@ def find(
     most 128 updates.
     """
     loaded, folder = _start(task, out, data_dir)
-    bounds = _find(loaded, folder, seeds, steps, end_lr, policy, metric, precision, quiet=as_json)
+    bounds = _find(loaded, folder, seeds, steps, end_lr, policy, metric, precision, accumulation, quiet=as_json)
     result = {"task": loaded.name, **asdict(bounds), "out": str(folder)}
     if as_json:
         print_json(result)
@@ -109,7 +111,7 @@ def train(
     out: Out = None,
     data_dir: DataDir = None,
     precision: Precision = None,
-    accumulation: Annotated[int, typer.Option(help="Batches in one update.")] = 1,
+    accumulation: Accumulation = 1,
     seconds: Annotated[
         float | None, typer.Option(help="Wall-clock budget: stop at the last cycle's end that fits into it.")
     ] = None,
@@ -131,14 +133,15 @@ def train(
     from cyclr.lab.comparing import plan_for, score
     from cyclr.lab.training import events_of
 
-    budget = {"steps_per_epoch": loaded.steps_per_epoch, "stepsize": stepsize, **_budget(epochs, steps)}
+    per_epoch = loaded.updates_per_epoch(accumulation)
+    budget = {"steps_per_epoch": per_epoch, "stepsize": stepsize, **_budget(epochs, steps)}
     events: dict[str, Any] = {
         "stop": "budget" if seconds is None and patience is None else "cycle_end",
         "seconds": seconds, "patience": patience, "snapshots": snapshots,
     }  # fmt: skip
     trial = plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
     events_of(loaded, trial.schedule, trial.total_steps, **events)
-    low, high = _range(loaded, folder, base_lr, max_lr, precision, policy, quiet=as_json)
+    low, high = _range(loaded, folder, base_lr, max_lr, precision, policy, accumulation, quiet=as_json)
     planned = plan_for(policy, low, high, **budget)
     if not as_json:
         typer.echo(str(planned))
@@ -255,7 +258,7 @@ def demo(
     if not as_json:
         typer.echo("1. The LR range test: the rate rises while a small net learns 1,200 handwritten digits,")
         typer.echo("   then short cycles try out how much of it a training bears.\n")
-    bounds = _find(loaded, folder, 3, None, None, "triangular", "loss", None, quiet=as_json)
+    bounds = _find(loaded, folder, 3, None, None, "triangular", "loss", None, 1, quiet=as_json)
     if not as_json:
         say_bounds(bounds)
         typer.echo("\n2. The comparison: a fixed rate in the middle of that range, and two that cycle through it.\n")
@@ -291,6 +294,7 @@ def _find(
     policy: str,
     metric: str,
     precision: str | None,
+    accumulation: int,
     *,
     quiet: bool,
 ) -> Bounds:
@@ -304,13 +308,13 @@ def _find(
     checks.choice("policy", policy, POLICIES)
     checks.choice("metric", metric, ("loss", "accuracy", "validation accuracy"))
     count = range(checks.whole("seeds", seeds, least=1))
-    given = None if end_lr is None else ramp(0.0, end_lr, steps or max(300, 8 * task.steps_per_epoch))
+    given = None if end_lr is None else ramp(0.0, end_lr, steps or max(300, 8 * task.updates_per_epoch(accumulation)))
     with bar(quiet=quiet) as bars:
         curves, bounds = search(
             task, seeds=count, steps=steps, ramp=given, policy=policy, metric=metric, precision=precision,
-            progress=bars("range test"),
+            accumulation=accumulation, progress=bars("range test"),
         )  # fmt: skip
-    on_first(lambda: write_found(task, folder, curves, bounds, policy, metric))
+    on_first(lambda: write_found(task, folder, curves, bounds, policy, metric, accumulation))
     return bounds
 
 
@@ -321,6 +325,7 @@ def _range(
     max_lr: float | None,
     precision: str | None,
     policy: str,
+    accumulation: int,
     *,
     quiet: bool,
 ) -> tuple[float, float]:
@@ -339,11 +344,16 @@ def _range(
     if found is not None:
         if found.get("fingerprint") != task.fingerprint():
             raise ValueError(f"{path} is of another task or setting; choose another --out, or run cyclr find again")
+        if found.get("accumulation", 1) != accumulation:
+            raise ValueError(
+                f"{path} is of updates of {found.get('accumulation', 1)} batches, not {accumulation}; run cyclr find "
+                f"--accumulation {accumulation} again, or choose another --out"
+            )
         if (read_for := bears_as(found.get("policy", wanted))) != wanted:
             notes.print(f"{path} is for {read_for}; cyclr find --policy {wanted} says what {policy} bears")
     else:
         notes.print("no bounds yet: running the LR range test first")
-        found = asdict(_find(task, folder, 1, None, None, wanted, "loss", precision, quiet=quiet))
+        found = asdict(_find(task, folder, 1, None, None, wanted, "loss", precision, accumulation, quiet=quiet))
     if found["status"] != "ok":
         stop(FAILED, f"no bounds ({found['status']}): {found['reason']}; or give --base-lr and --max-lr")
     return found["base_lr"], found["max_lr"]
@@ -371,7 +381,7 @@ def _compare(
     count = range(checks.whole("seeds", seeds, least=1))
     for name in names:  # a typing error is told before any run
         plan_for(name, 0.1, 1.0, steps_per_epoch=task.steps_per_epoch, **budget)
-    low, high = _range(task, folder, base_lr, max_lr, precision, "triangular", quiet=as_json)
+    low, high = _range(task, folder, base_lr, max_lr, precision, "triangular", 1, quiet=as_json)
     for name in names:
         planned = plan_for(name, low, high, steps_per_epoch=task.steps_per_epoch, **budget)
         if not as_json:

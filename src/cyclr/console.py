@@ -144,7 +144,10 @@ def print_ensemble(found: list[Any]) -> None:
         grid.add_column(heading, justify="left" if heading == "model" else "right")
     for each in found:
         count = len(each.steps)
-        title = {"member": f"update {each.steps[-1]:,}", "ensemble": f"ensemble of the last {count}"}
+        title = {
+            "member": f"update {each.steps[-1]:,}",
+            "ensemble": f"ensemble of {count}, from update {each.steps[0]:,}",
+        }
         grid.add_row(
             title.get(each.kind, f"average of {count} weights"),
             *("" if value is None else f"{value:.4f}" for value in (each.validation, each.test)),

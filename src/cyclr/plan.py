@@ -77,7 +77,8 @@ def plan(
         policy: one of `cyclr.POLICIES`. What has no cycle takes the whole budget: `fixed` at the geometric middle
             of the bounds, `exp` from max_lr to a tenth of it, `linear_to_zero` from max_lr.
         base_lr, max_lr: the bounds, as `cyclr.find_bounds` reads them.
-        steps_per_epoch: updates in an epoch, at least 1: training examples / batch size.
+        steps_per_epoch: updates in an epoch, at least 1: training examples / (batch size x batches that accumulate x
+            processes).
         epochs, total_steps: the budget, one of the two.
         stepsize: updates in half a cycle, if you want to set it.
 

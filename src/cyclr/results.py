@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from cyclr.lab.task import Task
 
 
-def write_found(task: Task, folder: Path, curves: list[Curve], bounds: Bounds, policy: str, metric: str) -> None:
+def write_found(
+    task: Task, folder: Path, curves: list[Curve], bounds: Bounds, policy: str, metric: str, accumulation: int
+) -> None:
     """A range test's curves, bounds.json and range_test.png; nothing of an earlier one stays."""
     from cyclr.pictures import draw_range_test  # matplotlib takes longer to load than all else
 
-    # Whatever kills this in between: bounds of an earlier find never lie beside the curves of this one.
-    (folder / "bounds.json").unlink(missing_ok=True)
     names = ["curve.json", *(f"curve-seed{seed}.json" for seed in range(1, len(curves)))]
     for name, curve in zip(names, curves, strict=True):
         curve.save(folder / name)
+    (folder / "bounds.json").unlink(
+        missing_ok=True
+    )  # an earlier find's, should this be killed before its own are there
     for stale in folder.glob("curve-seed*.json"):  # of an earlier find with more seeds
         if stale.name not in names:
             stale.unlink()
@@ -33,7 +36,8 @@ def write_found(task: Task, folder: Path, curves: list[Curve], bounds: Bounds, p
         draw_range_test(drawn, bounds, metric, picture)
     else:
         picture.unlink(missing_ok=True)  # an earlier find's is not this one's
-    content = {"task": task.name, "fingerprint": task.fingerprint(), "policy": policy, **asdict(bounds)}
+    about = {"task": task.name, "fingerprint": task.fingerprint(), "policy": policy, "accumulation": accumulation}
+    content = {**about, **asdict(bounds)}
     write_atomically(folder / "bounds.json", (json.dumps(content, indent=2) + "\n").encode())
 
 

@@ -196,6 +196,9 @@ class AtCycleEnds(CycleEnds, TrainerCallback):  # type: ignore[misc, unused-igno
     Reference: the paper, 3.2: it is best to stop at the end of a cycle.
     """
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin([kwargs.get("lr_scheduler")], state.global_step)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.reached([kwargs.get("lr_scheduler")], state.global_step, kwargs["model"]):
             control.should_training_stop = True

@@ -85,3 +85,24 @@ def test_what_cannot_be_called_is_refused():
         AtCycleEnds("snapshots")
     with pytest.raises(TypeError, match="schedule must be a schedule"):
         AtCycleEnds(schedule=5)
+
+
+def test_a_callback_serves_a_second_fit_and_two_of_them_one_fit(tmp_path):
+    schedule = cyclr.one_cycle(0.05, 8)
+    called, others = [], []
+    ends = [
+        AtCycleEnds(lambda step, module: called.append(step)),
+        AtCycleEnds(lambda step, module: others.append(step)),
+    ]
+    for _ in range(2):
+        saving = ModelCheckpoint(tmp_path, filename="two", every_n_train_steps=8)
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+        trainer = pl.Trainer(accelerator="cpu", callbacks=[*ends, saving], max_epochs=-1, max_steps=8, **quiet)
+        trainer.fit(Module(schedule), loader_of())
+    assert called == others == [8, 8]
+
+
+def test_a_schedule_without_cycles_is_refused():
+    trainer = trainer_of(AtCycleEnds(print), max_epochs=1)
+    with pytest.raises(ValueError, match=r"but Fixed\(lr=0.1\) has no cycles; choose another one"):
+        trainer.fit(Module(cyclr.fixed(0.1)), loader_of())

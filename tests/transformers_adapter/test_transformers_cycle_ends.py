@@ -71,3 +71,12 @@ def test_without_a_scheduler_of_ours_it_asks_for_the_schedule(tmp_path):
     ends = AtCycleEnds(lambda step, net: called.append(step), schedule=cyclr.triangular(0.001, 0.002, stepsize=1))
     trainer_of(tmp_path, gpt2(), callbacks=[ends], max_steps=5).train()
     assert called == [2, 4]
+
+
+def test_a_callback_serves_a_second_training(tmp_path):
+    called = []
+    ends = AtCycleEnds(lambda step, model: called.append(step))
+    for _ in range(2):
+        model = gpt2()
+        trainer_of(tmp_path, model, optimizers=scheduled(model)[0], callbacks=[ends], max_steps=LENGTH).train()
+    assert called == [LENGTH, LENGTH]

@@ -15,10 +15,11 @@ Action: TypeAlias = Callable[[int, Any], Any]
 
 
 class AtCycleEnds(keras.callbacks.Callback):  # type: ignore[misc]
-    """Does something at the end of each cycle: saves the weights, evaluates, stops.
+    """Does something at the end of each cycle: saves the weights, stops.
 
     Args:
-        actions: each is called as `action(step, model)`, after the update that completes a cycle.
+        actions: each is called as `action(step, model)`, after the update that completes a cycle. `model.evaluate` in
+            one would leave its numbers in this epoch's training metrics; predict and score instead.
         schedule: whose cycles.
         stop: called in the same way, last; True ends the fit there.
 

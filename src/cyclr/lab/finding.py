@@ -38,6 +38,7 @@ def find(
     policy: str = "triangular",
     metric: str = "loss",
     precision: str | None = None,
+    accumulation: int = 1,
     progress: Progress | None = None,
 ) -> tuple[list[Curve], Bounds]:
     """Run the task's range test with each seed and read the bounds off all curves together.
@@ -57,21 +58,30 @@ def find(
         metric: what the ramp is read from: "loss" (of every update, so the best resolved), "accuracy" or
             "validation accuracy". Where there are short cycles, max_lr comes from their loss in any case.
         precision: "no", "bf16" or "fp16"; the task's own by default.
+        accumulation: batches in one update, as the training will have.
         progress: as in `cyclr.range_test`.
     """
     if not seeds:
         raise ValueError("find needs at least one seed")
     if steps is None:
-        steps = min(max(EPOCHS * task.steps_per_epoch, LEAST_STEPS), MOST_STEPS)
+        steps = min(max(EPOCHS * task.updates_per_epoch(accumulation), LEAST_STEPS), MOST_STEPS)
     checks.whole("steps", steps, least=20)
     precision = precision or task.precision
     with computing_in(precision):
         try_out(task, precision)
-        curves = [_curve(task, seed, steps, ramp, precision, progress) for seed in seeds]
+        curves = [_curve(task, seed, steps, ramp, precision, accumulation, progress) for seed in seeds]
     return curves, find_bounds(curves, policy=policy, metric=metric)
 
 
-def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str, progress: Progress | None) -> Curve:
+def _curve(
+    task: Task,
+    seed: int,
+    steps: int,
+    ramp: Ramp | None,
+    precision: str,
+    accumulation: int,
+    progress: Progress | None,
+) -> Curve:
     with ONE_AT_A_TIME:  # Accelerate's precision is the process's
         machine = accelerator(precision)
         model, optimizer = task.build(seed)
@@ -104,6 +114,7 @@ def _curve(task: Task, seed: int, steps: int, ramp: Ramp | None, precision: str,
         steps=steps,
         batch_loss=batch_loss,
         validate=lambda: evaluate(task, model, subset, machine.device),
+        accumulation=accumulation,
         scaler=machine.scaler,
         progress=progress,
         meta={

@@ -127,6 +127,10 @@ class Task:
         """Updates in an epoch; the last, smaller batch is left out."""
         return size_of(self.train) // self.batch_size
 
+    def updates_per_epoch(self, accumulation: int) -> int:
+        """The same where several batches make an update; at least 1."""
+        return max(1, self.steps_per_epoch // checks.whole("accumulation", accumulation, least=1))
+
     def build(self, seed: int) -> tuple[nn.Module, Optimizer]:
         """A net and its optimiser, determined by the seed."""
         with ONE_AT_A_TIME:

@@ -18,8 +18,9 @@ from cyclr.lab.run import Progress, Run
 from cyclr.lab.task import Task, TaskError
 from cyclr.schedules import Schedule
 from cyclr.stopping import reason_to_stop
-from cyclr.torch import ProcessError
+from cyclr.torch import ProcessError, SnapshotError
 from cyclr.torch.processes import is_silence
+from cyclr.torch.snapshots import MANIFEST
 
 EVALUATIONS = 10  # of a run without cycles
 CHECKPOINT_SECONDS = 60.0
@@ -103,7 +104,7 @@ def train(
 
     Raises:
         CheckpointError: the checkpoint in `out` is damaged or of another task.
-        SnapshotError: the snapshots in `out` are damaged.
+        SnapshotError: the snapshots in `out` are damaged, or gone though the run is finished.
         ValueError: stop="cycle_end" or snapshots with a schedule that completes no cycle within total_steps; snapshots
             after it; patience without validation data.
         OSError: the disk is full or read-only.
@@ -135,7 +136,7 @@ def train(
         "evaluate_at": evaluations,
         **events,
     }
-    if (record := on_first(lambda: find_record(folder, config))) is not None:
+    if (record := on_first(lambda: _finished(folder, config))) is not None:
         return record
     try:
         with computing_in(config["precision"]):
@@ -150,6 +151,19 @@ def train(
             "another process of this run stopped answering: it raised an error or died, look at its own output; "
             "the same command goes on from the last checkpoint"
         ) from error
+
+
+def _finished(folder: Path, config: dict[str, Any]) -> Record | None:
+    """The record of a run that was made, if its snapshots are there too."""
+    record = find_record(folder, config)
+    if record is not None and "snapshots" in config and record["result"]["status"] == "done":
+        snapshots = folder / "snapshots" / record["run"]
+        if not (snapshots / MANIFEST).exists():
+            raise SnapshotError(
+                f"the record of this run is in {folder}, but its snapshots are gone from {snapshots}; put them back, "
+                "take its line out of records.jsonl to train it again, or choose another folder"
+            )
+    return record
 
 
 def events_of(

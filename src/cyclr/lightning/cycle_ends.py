@@ -39,15 +39,15 @@ class AtCycleEnds(CycleEnds, Callback):
     def on_fit_start(self, trainer: Any, pl_module: LightningModule) -> None:
         check_schedulers(trainer)
 
+    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+        self.begin(_schedulers(trainer), trainer.global_step)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        if self.reached(schedulers, trainer.global_step, pl_module):
+        if self.reached(_schedulers(trainer), trainer.global_step, pl_module):
             trainer.should_stop = True
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"last": self.last}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last = int(state_dict["last"])
+def _schedulers(trainer: Any) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]

@@ -10,6 +10,7 @@ from torch import nn
 from cyclr.schedules import Schedule
 from cyclr.torch.processes import everywhere, group_of
 from cyclr.torch.scheduler import ScheduleLR
+from cyclr.torch.snapshots import has_cycles
 
 Action: TypeAlias = Callable[[int, nn.Module], Any]
 
@@ -26,6 +27,18 @@ class CycleEnds:
             raise TypeError(f"schedule must be a schedule such as cyclr.triangular(...), got {type(schedule).__name__}")
         self.last = 0  # the last end that was reached
 
+    def begin(self, schedulers: Iterable[Any], updates: int) -> None:
+        """At the start of a training, also of one that goes on: what ended before it is not repeated.
+
+        Raises:
+            ValueError: the schedule has no cycles, so that nothing would ever be called.
+        """
+        ours = _ours(schedulers)
+        self.last = _step(ours, updates)
+        schedule = self._schedule or (None if ours is None else ours.schedule)
+        if schedule is not None and not has_cycles(schedule):
+            raise ValueError(f"AtCycleEnds acts at a cycle's end, but {schedule!r} has no cycles; choose another one")
+
     def reached(self, schedulers: Iterable[Any], updates: int, model: nn.Module) -> bool:
         """After an update: call the functions if a cycle has ended with it; whether to stop, as any process wants.
 
@@ -37,13 +50,13 @@ class CycleEnds:
         Raises:
             ValueError: there is no ScheduleLR, and no schedule was given.
         """
-        ours = next((each for each in schedulers if isinstance(each, ScheduleLR)), None)
+        ours = _ours(schedulers)
         schedule = self._schedule or (None if ours is None else ours.schedule)
         if schedule is None:
             raise ValueError(
                 "this training has no cyclr.torch.ScheduleLR that says where cycles end; give AtCycleEnds(schedule=...)"
             )
-        step = updates if ours is None else ours.last_epoch
+        step = _step(ours, updates)
         if step == self.last or not schedule.ends_cycle(step):
             return False
         self.last = step
@@ -51,3 +64,11 @@ class CycleEnds:
             action(step, model)
         stop = self._stop is not None and bool(self._stop(step, model))
         return not everywhere(not stop, group_of(model))  # one that went on alone would wait for the others for ever
+
+
+def _ours(schedulers: Iterable[Any]) -> ScheduleLR | None:
+    return next((each for each in schedulers if isinstance(each, ScheduleLR)), None)
+
+
+def _step(ours: ScheduleLR | None, updates: int) -> int:
+    return updates if ours is None else ours.last_epoch

@@ -14,7 +14,17 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from cyclr import checks
-from cyclr.torch.snapshots import Member, SnapshotError, best, fingerprint, plain, read_manifest, read_member, weights
+from cyclr.torch.snapshots import (
+    Member,
+    SnapshotError,
+    best,
+    check_there,
+    fingerprint,
+    plain,
+    read_manifest,
+    read_member,
+    weights,
+)
 
 Predict: TypeAlias = Callable[[Callable[..., Any], Any], Tensor]
 
@@ -77,6 +87,7 @@ class Ensemble:
                 f"{self.folder} holds snapshots of another net than {type(model).__name__}: {_difference(first, own)}"
             )
         self.members = _chosen(members, last, best)
+        check_there(self.folder, self.members)
 
     def probabilities(
         self,
@@ -123,12 +134,13 @@ class Ensemble:
                 raise ValueError("batches gave no batch; an ensemble needs data to predict")
             yield torch.cat(outputs)
 
-    def average(self, batches: Iterable[Any] | None = None) -> nn.Module:
+    def average(self, batches: Iterable[Any] | None = None, *, predict: Predict = first_input) -> nn.Module:
         """A new net with the mean of the members' weights, in eval mode: stochastic weight averaging.
 
         Args:
             batches: training data, for the running statistics of its BatchNorm layers, which are measured anew; needed
-                where there are such layers. Batches are inputs, or tuples that begin with them.
+                where there are such layers; each batch needs two examples at least.
+            predict: as for `probabilities`.
 
         Raises:
             ValueError: BatchNorm layers and no batches, or none in them.
@@ -148,7 +160,7 @@ class Ensemble:
                     else:  # whole numbers, such as a count of batches, are the latest member's
                         own[name].copy_(tensor)
         if normalising and batches is not None:
-            update_bn(_some(batches), average)
+            update_bn(_some(batches), _Predicting(average, predict))
         return average.eval()
 
     def _tensors(self, member: Member) -> dict[str, Tensor]:
@@ -157,12 +169,23 @@ class Ensemble:
         return {name: torch.empty_like(own[name]).copy_(tensor) for name, tensor in kept.items()}
 
 
+class _Predicting(nn.Module):
+    """The net as `update_bn` calls it, with one batch."""
+
+    def __init__(self, net: nn.Module, predict: Predict) -> None:
+        super().__init__()
+        self.net, self.predict = net, predict
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.predict(self.net, batch)
+
+
 def _some(batches: Iterable[Any]) -> Iterator[Any]:
-    """These batches; statistics of none would be mean 0 and variance 1."""
+    """These batches, as `update_bn` takes them; statistics of none would be mean 0 and variance 1."""
     empty = True
     for batch in batches:
         empty = False
-        yield batch
+        yield (batch,)
     if empty:
         raise ValueError("batches gave no batch; BatchNorm's statistics need data")
 

@@ -110,7 +110,13 @@ def _layers(parameters: Named, enough: int) -> list[tuple[str, Named]]:
 def _by_function(parameters: Named, function: Callable[[str], str]) -> dict[str, Named]:
     divided: dict[str, Named] = {}
     for name, parameter in parameters.items():
-        divided.setdefault(str(function(name)), {})[name] = parameter
+        group = function(name)
+        if not isinstance(group, str):
+            raise TypeError(
+                f"the function must return the name of a group for each parameter, got {group!r} for {name}; freeze "
+                "what is not to be trained"
+            )
+        divided.setdefault(group, {})[name] = parameter
     return divided
 
 

@@ -40,7 +40,7 @@ def range_test(
     batch_loss: BatchLoss | None = None,
     validate: Callable[[], float] | None = None,
     validate_every: int | None = None,
-    accumulation: int = 1,
+    accumulation: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
     clip: Callable[[], object] | None = None,
     group: str | int | None = None,
@@ -72,9 +72,11 @@ def range_test(
             and a dict of metrics. Autocast goes in here. Then loss_fn may be None.
         validate: returns the accuracy on a fixed validation subset; measured every `validate_every` updates, in eval
             mode and without gradients. The curve is then about it, as in the paper.
-        accumulation: batches in one update; a point is a real update and its value the mean over its batches. DDP
-            reduces gradients once in an update (`no_sync`), FSDP2 once in a batch.
-        scaler: a GradScaler; updates that it skips are made again and are no points.
+        accumulation: batches in one update, by default 1, or as many as Accelerate accumulates where it has prepared
+            the optimiser; a point is a real update and its value the mean over its batches. DDP reduces gradients once
+            in an update (`no_sync`), FSDP2 once in a batch.
+        scaler: a GradScaler, by default that of an optimiser that Accelerate has prepared, if it has one; updates that
+            it skips are made again and are no points.
         clip: called when the gradients of an update are complete (and unscaled), before the optimisers' step. A
             training that clips bears larger rates, so its range test should clip too:
             `clip=lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)`.
@@ -105,6 +107,11 @@ def range_test(
     """
     given: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     optimizers = [innermost(each) for each in given]
+    prepared = given[0] if given else None  # by Accelerate, perhaps
+    if accumulation is None:
+        accumulation = getattr(getattr(prepared, "gradient_state", None), "num_steps", 1)
+    if scaler is None:
+        scaler = getattr(prepared, "scaler", None)
     reshard(model)
     check_trainable(model, optimizers)
     checks.whole("accumulation", accumulation, least=1)

@@ -153,6 +153,7 @@ class Snapshots:
         for name, what in (("at", "schedule"), ("task", "task")):
             if about[name] != self._about[name]:
                 raise SnapshotError(f"{self.folder} holds snapshots of another {what}; choose another folder")
+        check_there(self.folder, members)
         self._about, self.members = about, members
 
     def _others(self, taken: Member) -> tuple[list[Member], list[Member]]:
@@ -192,10 +193,15 @@ def best(members: list[Member], count: int) -> list[Member]:
     return sorted(sorted(members, key=rank, reverse=True)[:count], key=lambda member: member.step)
 
 
+def has_cycles(schedule: Schedule) -> bool:
+    """Whether a cycle ever ends."""
+    return any(schedule.cycle_ends(2**power) for power in range(40))
+
+
 def _moments(at: Schedule | Collection[int]) -> tuple[Callable[[int], bool], Any]:
     """Whether a snapshot is due after so many updates, and what the manifest says of that."""
     if isinstance(at, Schedule):
-        if not any(at.cycle_ends(2**power) for power in range(40)):
+        if not has_cycles(at):
             raise ValueError(f"a snapshot is taken at a cycle's end, but {at!r} has no cycles; give at=[updates, ...]")
         return at.ends_cycle, at.to_dict()
     if isinstance(at, str) or not isinstance(at, Collection):
@@ -228,6 +234,17 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Member]]:
     return {name: content[name] for name in ("at", "task", "net")}, members
 
 
+def check_there(folder: Path, members: Collection[Member]) -> None:
+    """Every member has its file.
+
+    Raises:
+        SnapshotError: one has none.
+    """
+    for member in members:
+        if not (folder / member.file).is_file():
+            raise SnapshotError(f"the snapshot {folder / member.file} is missing; put it back, or choose other members")
+
+
 def read_member(folder: Path, member: Member, net: str) -> dict[str, Tensor]:
     """A member's tensors by name.
 
@@ -235,9 +252,8 @@ def read_member(folder: Path, member: Member, net: str) -> dict[str, Tensor]:
         SnapshotError: its file is missing, damaged, or another one.
     """
     safetensors = _safetensors()
+    check_there(folder, [member])
     path = folder / member.file
-    if not path.is_file():
-        raise SnapshotError(f"the snapshot {path} is missing; put it back, or choose other members")
     if _sha256(path) != member.sha256:
         raise SnapshotError(f"the snapshot {path} is damaged or another one; put the original back")
     tensors: dict[str, Tensor] = safetensors.load_file(path)

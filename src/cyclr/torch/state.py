@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from cyclr.torch.checksum import accelerators, checksum, generators, has_state, rng_state, tensors
+from cyclr.torch.checksum import accelerators, checksum, generators, has_state, parts_of, rng_state, tensors
 from cyclr.torch.parallel import (
     REDUCER,
     Undo,
@@ -27,6 +28,8 @@ from cyclr.torch.parallel import (
     reshard,
     sharded_like,
 )
+
+COUNTED = ("epoch", "iteration", "generator", "synchronized_generator")  # by loaders and samplers, as they are read
 
 
 class RestoreError(RuntimeError):
@@ -292,10 +295,18 @@ def _keep_stateful(thing: Any) -> Undo:
 
 def _keep_loader(loader: Any) -> Undo:
     undos = [_keep_generator(generator) for generator in generators(loader)]
+    for part in parts_of(loader):  # Accelerate's sampler counts epochs, and makes its generator when it is first read
+        counted = {name: vars(part)[name] for name in COUNTED if name in getattr(part, "__dict__", {})}
+        undos.append(functools.partial(_set_attributes, part, counted))
     if (accelerate := getattr(loader, "gradient_state", None)) is not None:  # knows which loader is being read
         read = list(accelerate.dataloader_references)
         undos.append(lambda: setattr(accelerate, "dataloader_references", read))
     return lambda: [undo() for undo in undos]
+
+
+def _set_attributes(thing: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(thing, name, value)
 
 
 def _keep_rng(devices: list[Any]) -> Undo:
