@@ -25,9 +25,7 @@ def write_found(
     names = ["curve.json", *(f"curve-seed{seed}.json" for seed in range(1, len(curves)))]
     for name, curve in zip(names, curves, strict=True):
         curve.save(folder / name)
-    (folder / "bounds.json").unlink(
-        missing_ok=True
-    )  # an earlier find's, should this be killed before its own are there
+    (folder / "bounds.json").unlink(missing_ok=True)  # an earlier find's, in case this is killed before its own
     for stale in folder.glob("curve-seed*.json"):  # of an earlier find with more seeds
         if stale.name not in names:
             stale.unlink()
