@@ -93,6 +93,9 @@ def remarks(table: Table, runs: Runs) -> str:
             lines.append(f"| {cell.column} | " + " | ".join(shown) + " |")
     separate = (map(at_the_end, by_cell[cell.name]) for cell in table.cells[len(WITH_CYCLES) :])
     lines.append("| linear to zero, a training each | " + " | ".join(str(Summary.of(each)) for each in separate) + " |")
+    if records := by_cell[table.cells[-1].name]:
+        shown = (str(Summary.of(after(each, budget) for each in records)) for budget in BUDGETS)
+        lines.append("| the longest of these, on its way | " + " | ".join(shown) + " |")
     return "\n".join(lines) if runs else ""
 
 

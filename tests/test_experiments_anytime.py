@@ -52,6 +52,12 @@ def test_means_have_their_spread_and_how_many_runs_they_are_of():
     assert rows(runs)["cosine restarts"] == ["60.00 (sd 10.00, n = 3)"] * 5
 
 
+def test_the_longest_anneal_is_looked_at_on_its_way():
+    name, anneal = record("a-run-for-this-budget-linear-to-zero-20", at((0.9,) * 5), at((0.5, 0.6, 0.7, 0.8, 0.85)))
+    values = ("50.00", "60.00", "70.00", "80.00", "85.00")
+    assert rows({(name, 0): anneal})["the longest of these, on its way"] == [f"{value} (n = 1)" for value in values]
+
+
 def test_a_run_that_diverged_keeps_the_models_that_it_had_and_has_no_number_at_its_end():
     name, broken = record("one-run-triangular", {**at((0.5, 0.6)), 9350: None}, status="diverged")
     assert math.isnan(anytime.TABLE.value(broken))
