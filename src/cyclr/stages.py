@@ -109,4 +109,4 @@ def schedule_from_dict(data: Mapping[str, Any]) -> Schedule:
     try:
         return kind(**numbers)
     except TypeError as error:
-        raise ValueError(f"the description of a {data['kind']} schedule is not right: {error}") from None
+        raise ValueError(f"the description of a {data['kind']} schedule is incomplete: {error}") from None
