@@ -127,7 +127,7 @@ def test_epochs_are_counted_in_examples_however_many_batches_make_an_update(foun
     assert [config["total_steps"] for config in settings] == [24 * 12, 24 * 3]  # 240 examples in batches of 20
     code, _, err = run("train", task, "--out", folder, "--steps", 48, "--accumulation", 2)
     assert code == 2
-    assert "is of updates of 1 batches, not 2; run cyclr find --accumulation 2 again" in re.sub(r"\s+", " ", err)
+    assert "was found with --accumulation 1, not 2; run cyclr find --accumulation 2 again" in re.sub(r"\s+", " ", err)
 
 
 @pytest.fixture(scope="module")

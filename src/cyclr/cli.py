@@ -1,4 +1,4 @@
-"""The command: what each word does. How it talks: console.py; the files that it leaves: results.py."""
+"""The command: what each word does. How it talks: console.py; its bounds: ranges.py; its files: results.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ try:
         FAILED,
         WRONG_INPUT,
         bar,
-        notes,
         print_ensemble,
         print_json,
         print_table,
@@ -23,11 +22,11 @@ try:
         say_bounds,
         stop,
     )
+    from cyclr.ranges import Search, find_range, range_for
 except ImportError:
     sys.exit("the cyclr command needs a few packages more: pip install 'cyclr[lab]'")
 
 if TYPE_CHECKING:
-    from cyclr.bounds import Bounds
     from cyclr.lab.records import Record
     from cyclr.lab.task import Task
 
@@ -88,7 +87,8 @@ def find(
     most 128 updates.
     """
     loaded, folder = _start(task, out, data_dir)
-    bounds = _find(loaded, folder, seeds, steps, end_lr, policy, metric, precision, accumulation, quiet=as_json)
+    search = Search(seeds, steps, end_lr, policy, metric, precision, accumulation)
+    bounds = find_range(loaded, folder, search, quiet=as_json)
     result = {"task": loaded.name, **asdict(bounds), "out": str(folder)}
     if as_json:
         print_json(result)
@@ -129,6 +129,7 @@ def train(
     The bounds come from the options, from an earlier cyclr find in the same --out, or from a range test made first.
     """
     loaded, folder = _start(task, out, data_dir)
+    from cyclr.bounds import bears_as
     from cyclr.lab import train as run_one
     from cyclr.lab.comparing import plan_for, score
     from cyclr.lab.training import events_of
@@ -141,7 +142,8 @@ def train(
     }  # fmt: skip
     trial = plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
     events_of(loaded, trial.schedule, trial.total_steps, **events)
-    low, high = _range(loaded, folder, base_lr, max_lr, precision, policy, accumulation, quiet=as_json)
+    search = Search(policy=bears_as(policy), precision=precision, accumulation=accumulation)
+    low, high = range_for(loaded, folder, base_lr, max_lr, search, quiet=as_json)
     planned = plan_for(policy, low, high, **budget)
     if not as_json:
         typer.echo(str(planned))
@@ -258,7 +260,7 @@ def demo(
     if not as_json:
         typer.echo("1. The LR range test: the rate rises while a small net learns 1,200 handwritten digits,")
         typer.echo("   then short cycles try out how much of it a training bears.\n")
-    bounds = _find(loaded, folder, 3, None, None, "triangular", "loss", None, 1, quiet=as_json)
+    bounds = find_range(loaded, folder, Search(seeds=3), quiet=as_json)
     if not as_json:
         say_bounds(bounds)
         typer.echo("\n2. The comparison: a fixed rate in the middle of that range, and two that cycle through it.\n")
@@ -285,80 +287,6 @@ def _budget(epochs: float, steps: int | None) -> dict[str, Any]:
     return {"epochs": epochs} if steps is None else {"total_steps": steps}
 
 
-def _find(
-    task: Task,
-    folder: Path,
-    seeds: int,
-    steps: int | None,
-    end_lr: float | None,
-    policy: str,
-    metric: str,
-    precision: str | None,
-    accumulation: int,
-    *,
-    quiet: bool,
-) -> Bounds:
-    """Range test, bounds and picture, with their files."""
-    from cyclr import checks, ramp
-    from cyclr.lab import find as search
-    from cyclr.lab.processes import on_first
-    from cyclr.plan import POLICIES
-    from cyclr.results import write_found
-
-    checks.choice("policy", policy, POLICIES)
-    checks.choice("metric", metric, ("loss", "accuracy", "validation accuracy"))
-    count = range(checks.whole("seeds", seeds, least=1))
-    given = None if end_lr is None else ramp(0.0, end_lr, steps or max(300, 8 * task.updates_per_epoch(accumulation)))
-    with bar(quiet=quiet) as bars:
-        curves, bounds = search(
-            task, seeds=count, steps=steps, ramp=given, policy=policy, metric=metric, precision=precision,
-            accumulation=accumulation, progress=bars("range test"),
-        )  # fmt: skip
-    on_first(lambda: write_found(task, folder, curves, bounds, policy, metric, accumulation))
-    return bounds
-
-
-def _range(
-    task: Task,
-    folder: Path,
-    base_lr: float | None,
-    max_lr: float | None,
-    precision: str | None,
-    policy: str,
-    accumulation: int,
-    *,
-    quiet: bool,
-) -> tuple[float, float]:
-    """The bounds: given, found earlier, or found now for this policy."""
-    if base_lr is not None and max_lr is not None:
-        return base_lr, max_lr
-    if (base_lr is None) != (max_lr is None):
-        raise ValueError("give both --base-lr and --max-lr, or neither to have them found")
-    from cyclr.bounds import bears_as
-    from cyclr.lab.processes import on_first
-    from cyclr.results import read_bounds
-
-    wanted = bears_as(policy)
-    path = folder / "bounds.json"
-    found = on_first(lambda: read_bounds(path) if path.exists() else None)
-    if found is not None:
-        if found.get("fingerprint") != task.fingerprint():
-            raise ValueError(f"{path} is of another task or setting; choose another --out, or run cyclr find again")
-        if found.get("accumulation", 1) != accumulation:
-            raise ValueError(
-                f"{path} is of updates of {found.get('accumulation', 1)} batches, not {accumulation}; run cyclr find "
-                f"--accumulation {accumulation} again, or choose another --out"
-            )
-        if (read_for := bears_as(found.get("policy", wanted))) != wanted:
-            notes.print(f"{path} is for {read_for}; cyclr find --policy {wanted} says what {policy} bears")
-    else:
-        notes.print("no bounds yet: running the LR range test first")
-        found = asdict(_find(task, folder, 1, None, None, wanted, "loss", precision, accumulation, quiet=quiet))
-    if found["status"] != "ok":
-        stop(FAILED, f"no bounds ({found['status']}): {found['reason']}; or give --base-lr and --max-lr")
-    return found["base_lr"], found["max_lr"]
-
-
 def _compare(
     task: Task,
     folder: Path,
@@ -381,7 +309,7 @@ def _compare(
     count = range(checks.whole("seeds", seeds, least=1))
     for name in names:  # a typing error is told before any run
         plan_for(name, 0.1, 1.0, steps_per_epoch=task.steps_per_epoch, **budget)
-    low, high = _range(task, folder, base_lr, max_lr, precision, "triangular", 1, quiet=as_json)
+    low, high = range_for(task, folder, base_lr, max_lr, Search(precision=precision), quiet=as_json)
     for name in names:
         planned = plan_for(name, low, high, steps_per_epoch=task.steps_per_epoch, **budget)
         if not as_json:
