@@ -34,11 +34,15 @@ def said(values: Sequence[float]) -> str:
     """A mean difference with its 95 % interval, which means nothing for two seeds."""
     if not values:
         return "no pair of runs with a number"
-    mean = f"{statistics.fmean(values):+.2f}"
-    if len(values) < LEAST:
+    mean, bounds = f"{statistics.fmean(values):+.2f}", interval_of_enough(values)
+    if bounds is None:
         return f"{mean} ({len(values)} seed{'s' * (len(values) > 1)})"
-    low, high = interval(values) or (0.0, 0.0)
-    return f"{mean} ({low:+.2f} to {high:+.2f})"
+    return f"{mean} ({bounds[0]:+.2f} to {bounds[1]:+.2f})"
+
+
+def interval_of_enough(values: Sequence[float]) -> tuple[float, float] | None:
+    """95 % interval of the mean; None for fewer than LEAST."""
+    return interval(values) if len(values) >= LEAST else None
 
 
 def to_repeat(runs: Runs) -> str:
@@ -146,12 +150,12 @@ def differ(table: Table, runs: Runs, pairs: Sequence[tuple[str, str]]) -> str:
 
 def answer(values: Sequence[float]) -> str:
     """Whether what is held against these differences is reached."""
-    if len(values) < LEAST:
+    bounds = interval_of_enough(values)
+    if bounds is None:
         return f"cannot tell from {len(values)}"
-    low, high = interval(values) or (0.0, 0.0)
-    if low > 0:
+    if bounds[0] > 0:
         return "yes"
-    return "no" if high < 0 else "cannot tell apart"
+    return "no" if bounds[1] < 0 else "cannot tell apart"
 
 
 def front(table: Table, runs: Runs) -> str:

@@ -20,6 +20,7 @@ from cyclr.torch import ScheduleLR, range_test
 
 accelerate = pytest.importorskip("accelerate")
 from accelerate import Accelerator, DataLoaderConfiguration  # noqa: E402
+from accelerate.data_loader import SeedableRandomSampler  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 
 SCHEDULE = cyclr.triangular(0.001, 0.05, stepsize=5)
@@ -154,10 +155,6 @@ def test_a_saved_state_goes_on_in_mid_cycle_to_the_same_bits(seen, processes, wa
         assert resumption["same"]
 
 
-if __name__ == "__main__":
-    script(Path(sys.argv[1]))
-
-
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_range_test_of_a_prepared_optimiser_accumulates_as_accelerate_does(accumulation):
     _, model, optimizer, loader, *_ = start(accumulation, False, "bare")
@@ -171,19 +168,39 @@ def test_a_range_test_of_a_prepared_optimiser_accumulates_as_accelerate_does(acc
     assert (len(curve), len(seen)) == (10, 10 * accumulation)
 
 
-@pytest.mark.parametrize("read_before", [False, True])
-def test_a_range_test_leaves_accelerates_own_sampler_as_it_was(read_before):
-    GradientState._reset_state()
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+def test_a_range_test_of_a_prepared_optimiser_scales_its_loss_with_accelerates_scaler(monkeypatch):
+    _, model, optimizer, loader, *_ = start(1, False, "bare")
+    optimizer.scaler = torch.amp.GradScaler("cpu")
+    scaled = []
+    scale = optimizer.scaler.scale
+    monkeypatch.setattr(optimizer.scaler, "scale", lambda loss: scaled.append(1) or scale(loss))
+    loss = lambda net, batch: net(batch).square().mean()  # noqa: E731
+    range_test(model, optimizer, None, loader, ramp=cyclr.ramp(0.0, 0.01, 10), batch_loss=loss)
+    assert len(scaled) == 10
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_range_test_leaves_accelerates_own_sampler_as_it_was(prepared):
+    """One that has not been read and has no generator yet; or, in a plain loader, one that counts its epochs itself."""
+    data = torch.arange(60.0).view(20, 3) / 60
     model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    data = torch.arange(60.0).view(20, 3) / 60
-    model, optimizer, loader = accelerator.prepare(model, optimizer, torch.utils.data.DataLoader(data, 4, shuffle=True))
-    if read_before:
+    if prepared:
+        GradientState._reset_state()
+        AcceleratorState._reset_state()
+        config = DataLoaderConfiguration(use_seedable_sampler=True)
+        loader = Accelerator(cpu=True, dataloader_config=config).prepare(
+            torch.utils.data.DataLoader(data, 4, shuffle=True)
+        )
+    else:
+        loader = torch.utils.data.DataLoader(data, 4, sampler=SeedableRandomSampler(data, data_seed=1))
         list(loader)
     other = copy.deepcopy(loader)
     loss = lambda net, batch: net(batch).square().mean()  # noqa: E731
     range_test(model, optimizer, None, loader, ramp=cyclr.ramp(0.0, 0.01, 12), batch_loss=loss)  # two epochs and more
     for _ in range(2):
         assert torch.equal(torch.cat(list(loader)), torch.cat(list(other)))
+
+
+if __name__ == "__main__":
+    script(Path(sys.argv[1]))

@@ -223,6 +223,7 @@ def test_a_task_in_another_precision_is_not_trained_beside_its_older_records(tmp
     queue = run.Queue([changed], root=tmp_path, say=lambda text: None)
     queue.work()
     assert len(queue.failed) == 3
+    assert all("no longer what the records of tiny were made with" in text for text in queue.failed.values())
     assert len(read_records(tmp_path / "tiny")) == 3
 
 

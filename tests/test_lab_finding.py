@@ -6,6 +6,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import cyclr
 from cyclr.lab import TaskError, find
+from cyclr.results import write_found
 from tiny_task import make, points
 
 RAMP = cyclr.ramp(0.0, 1.0, 40)
@@ -88,3 +89,17 @@ def test_too_few_examples_to_hold_some_out_are_told():
         find(make(train=(x[:9], y[:9]), batch_size=3, validation=None))
     with pytest.raises(ValueError, match="do not fill one batch"):
         find(make(train=(x[:20], y[:20]), validation=None))
+
+
+def test_a_find_that_is_killed_leaves_no_older_bounds_beside_its_curves(tmp_path, monkeypatch):
+    curves, bounds = find(make(), ramp=RAMP)
+    write_found(make(), tmp_path, curves, bounds, "triangular", "loss", 1)
+    before = {path.name for path in tmp_path.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cyclr.pictures.draw_range_test", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_found(make(), tmp_path, curves, bounds, "triangular", "loss", 1)
+    assert before - {path.name for path in tmp_path.iterdir()} == {"bounds.json"}

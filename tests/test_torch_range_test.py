@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import UserDict
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cyclr
 from cyclr.torch import RestoreError, range_test
+from cyclr.torch.batches import on_device
 
 RAMP = cyclr.ramp(0.0, 0.1, 12)
 LOG = cyclr.ramp(1e-5, 1.0, 30, "log")
@@ -367,3 +369,16 @@ def test_what_accelerate_has_prepared_is_tested_and_left_in_the_midst_of_its_epo
         break
     assert len(curve.values) == RAMP.steps
     assert bits(net) == before
+
+
+def test_a_batch_that_is_a_mapping_of_its_own_kind_stays_one():
+    class Encoding(UserDict):
+        @property
+        def rows(self):
+            return self["rows"]
+
+    batch = Encoding(rows=torch.ones(2, 3), name="kept")
+    moved = on_device(batch, torch.device("meta"))
+    assert type(moved) is Encoding
+    assert (moved.rows.device.type, moved["name"]) == ("meta", "kept")
+    assert batch.rows.device.type == "cpu"

@@ -2,7 +2,8 @@
 
 Reading is a pure function of the curves. How it is done:
 
-1. Values are smoothed over log10(rate) by local linear regression with symmetric weights, which does not lag.
+1. Values are smoothed over log10(rate) by local linear regression with symmetric weights, which does not lag. What got
+   worse than the first level counts for at most as much as was gained.
 2. Progress is the way from the first level to the best smoothed value. Learning has started where START of it is
    made: base_lr.
 3. The plateau is where all but PLATEAU of it is made: from where the rise slows to where it has turned into a fall. Its

@@ -297,3 +297,9 @@ class Cycle(Schedule):
         return replace(
             self, base_lr=low, max_lr=high, final_lr=None, gamma_scales="amplitude", inverted=not self.inverted
         )
+
+
+def check_cycles(what: str, schedule: Schedule, instead: str) -> None:
+    """Raise ValueError where no cycle ever ends, so that nothing would be done there."""
+    if not any(schedule.cycle_ends(2**power) for power in range(40)):
+        raise ValueError(f"{what} at a cycle's end, but {schedule!r} has no cycles; {instead}")

@@ -184,7 +184,7 @@ class AtCycleEnds(CycleEnds, TrainerCallback):  # type: ignore[misc, unused-igno
 
     Raises:
         TypeError: an action that cannot be called.
-        ValueError: in a training without a ScheduleLR, if no schedule was given.
+        ValueError: in a training without a ScheduleLR, if no schedule was given; a schedule without cycles.
 
     Example:
         >>> import cyclr

@@ -111,6 +111,8 @@ def test_what_it_cannot_do_is_refused_in_one_sentence():
         AtCycleEnds(schedule=CYCLE, stop=True)
     with pytest.raises(TypeError, match="schedule must be a cyclr schedule"):
         AtCycleEnds(schedule=0.1)
+    with pytest.raises(ValueError, match=r"acts at a cycle's end, but Fixed\(lr=0.1\) has no cycles; choose another"):
+        AtCycleEnds(schedule=cyclr.fixed(0.1))
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="Keras itself refuses it there")

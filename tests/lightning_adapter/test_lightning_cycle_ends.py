@@ -104,5 +104,5 @@ def test_a_callback_serves_a_second_fit_and_two_of_them_one_fit(tmp_path):
 
 def test_a_schedule_without_cycles_is_refused():
     trainer = trainer_of(AtCycleEnds(print), max_epochs=1)
-    with pytest.raises(ValueError, match=r"but Fixed\(lr=0.1\) has no cycles; choose another one"):
+    with pytest.raises(ValueError, match=r"but Fixed\(lr=0.1\) has no cycles; choose another schedule"):
         trainer.fit(Module(cyclr.fixed(0.1)), loader_of())

@@ -9,7 +9,7 @@ import keras
 
 from cyclr.keras.schedule import check_accumulation, checked
 from cyclr.keras.state import inner
-from cyclr.schedules import Schedule
+from cyclr.schedules import Schedule, check_cycles
 
 Action: TypeAlias = Callable[[int, Any], Any]
 
@@ -28,8 +28,8 @@ class AtCycleEnds(keras.callbacks.Callback):  # type: ignore[misc]
 
     Raises:
         TypeError: an action that cannot be called; schedule is no cyclr schedule.
-        ValueError: at the start of a fit: a model that makes several updates at once; a LearningRate that expects
-            another gradient accumulation than the optimiser has.
+        ValueError: a schedule without cycles; at the start of a fit: a model that makes several updates at once; a
+            LearningRate that expects another gradient accumulation than the optimiser has.
 
     Example:
         >>> import cyclr
@@ -45,6 +45,7 @@ class AtCycleEnds(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, *actions: Action, schedule: Schedule, stop: Action | None = None) -> None:
         super().__init__()
         self.schedule = checked(schedule)
+        check_cycles("AtCycleEnds acts", schedule, "choose another schedule")
         self._actions, self._stop = actions, stop
         for action in (*actions, *([stop] if stop is not None else [])):
             if not callable(action):

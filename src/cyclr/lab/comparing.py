@@ -19,6 +19,7 @@ from cyclr.policies import fixed
 from cyclr.schedules import Cycle
 
 BASELINE = "fixed"
+NO_NUMBER = "cannot tell: no run of {} ended with a number; lower its rates"
 COLUMNS = ("policy", "mean", "sd", "n", "updates", "difference to fixed (95 %)", "diverged")
 
 
@@ -233,11 +234,13 @@ def verdict(rows: Sequence[Row]) -> str:
     baseline = [row for row in rows if _is_fixed(row.policy)]
     if not others or not baseline:
         best = rows[0]
+        if not best.values:
+            return NO_NUMBER.format(best.policy)
         return f"{best.policy} has the best mean, {best.mean:.4f}; there is no cyclic policy and fixed rate to compare"
     best, base = others[0], baseline[0]
     for row in (best, base):
         if not row.values:
-            return f"cannot tell: no run of {row.policy} ended with a number; lower its rates"
+            return NO_NUMBER.format(row.policy)
     numbers = f"{best.policy} {best.mean:.4f} against {base.policy} {base.mean:.4f}, n = {best.pairs}"
     if best.difference is None:
         return f"cannot tell: {numbers}; one seed says nothing about the spread, use at least 3"

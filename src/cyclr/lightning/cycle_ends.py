@@ -24,7 +24,7 @@ class AtCycleEnds(CycleEnds, Callback):
     Raises:
         TypeError: an action that cannot be called.
         ValueError: in a fit without a ScheduleLR, if no schedule was given; in one whose ScheduleLR Lightning would
-            step once an epoch.
+            step once an epoch, or whose schedule has no cycles.
 
     Example:
         >>> import cyclr

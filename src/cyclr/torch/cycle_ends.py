@@ -7,10 +7,9 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from cyclr.schedules import Schedule
+from cyclr.schedules import Schedule, check_cycles
 from cyclr.torch.processes import everywhere, group_of
 from cyclr.torch.scheduler import ScheduleLR
-from cyclr.torch.snapshots import has_cycles
 
 Action: TypeAlias = Callable[[int, nn.Module], Any]
 
@@ -33,11 +32,9 @@ class CycleEnds:
         Raises:
             ValueError: the schedule has no cycles, so that nothing would ever be called.
         """
-        ours = _ours(schedulers)
-        self.last = _step(ours, updates)
-        schedule = self._schedule or (None if ours is None else ours.schedule)
-        if schedule is not None and not has_cycles(schedule):
-            raise ValueError(f"AtCycleEnds acts at a cycle's end, but {schedule!r} has no cycles; choose another one")
+        schedule, self.last = self._at(schedulers, updates)
+        if schedule is not None:
+            check_cycles("AtCycleEnds acts", schedule, "choose another schedule")
 
     def reached(self, schedulers: Iterable[Any], updates: int, model: nn.Module) -> bool:
         """After an update: call the functions if a cycle has ended with it; whether to stop, as any process wants.
@@ -50,13 +47,11 @@ class CycleEnds:
         Raises:
             ValueError: there is no ScheduleLR, and no schedule was given.
         """
-        ours = _ours(schedulers)
-        schedule = self._schedule or (None if ours is None else ours.schedule)
+        schedule, step = self._at(schedulers, updates)
         if schedule is None:
             raise ValueError(
                 "this training has no cyclr.torch.ScheduleLR that says where cycles end; give AtCycleEnds(schedule=...)"
             )
-        step = _step(ours, updates)
         if step == self.last or not schedule.ends_cycle(step):
             return False
         self.last = step
@@ -65,10 +60,9 @@ class CycleEnds:
         stop = self._stop is not None and bool(self._stop(step, model))
         return not everywhere(not stop, group_of(model))  # one that went on alone would wait for the others for ever
 
-
-def _ours(schedulers: Iterable[Any]) -> ScheduleLR | None:
-    return next((each for each in schedulers if isinstance(each, ScheduleLR)), None)
-
-
-def _step(ours: ScheduleLR | None, updates: int) -> int:
-    return updates if ours is None else ours.last_epoch
+    def _at(self, schedulers: Iterable[Any], updates: int) -> tuple[Schedule | None, int]:
+        """The schedule whose cycles count, if there is one, and its step."""
+        ours = next((each for each in schedulers if isinstance(each, ScheduleLR)), None)
+        if ours is None:
+            return self._schedule, updates
+        return self._schedule or ours.schedule, ours.last_epoch

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cyclr import checks
 from cyclr.files import write_atomically
-from cyclr.schedules import Schedule
+from cyclr.schedules import Schedule, check_cycles
 
 FORMAT = "cyclr-snapshots-1"
 MANIFEST = "manifest.json"
@@ -58,7 +58,8 @@ class Snapshots:
             again at an earlier step takes the later ones anew, and each stays until then. As soon as one comes out
             differently, those after it go: they are another run's.
         at: a schedule with cycles, or the numbers of updates after which a snapshot is wanted.
-        keep: the most members that stay on disk, at least 1; None keeps all.
+        keep: the most members of a run that stay on disk, at least 1; None keeps all. Later ones that an earlier start
+            has left lie beside them until their steps are taken again.
         by: which stay: the "last", or the "best", with the highest metric.
         task: anything short that tells this training from another one, such as `Task.fingerprint()`.
 
@@ -193,16 +194,10 @@ def best(members: list[Member], count: int) -> list[Member]:
     return sorted(sorted(members, key=rank, reverse=True)[:count], key=lambda member: member.step)
 
 
-def has_cycles(schedule: Schedule) -> bool:
-    """Whether a cycle ever ends."""
-    return any(schedule.cycle_ends(2**power) for power in range(40))
-
-
 def _moments(at: Schedule | Collection[int]) -> tuple[Callable[[int], bool], Any]:
     """Whether a snapshot is due after so many updates, and what the manifest says of that."""
     if isinstance(at, Schedule):
-        if not has_cycles(at):
-            raise ValueError(f"a snapshot is taken at a cycle's end, but {at!r} has no cycles; give at=[updates, ...]")
+        check_cycles("a snapshot is taken", at, "give at=[updates, ...]")
         return at.ends_cycle, at.to_dict()
     if isinstance(at, str) or not isinstance(at, Collection):
         raise TypeError(f"at must be a schedule or the numbers of updates, such as [1000, 2000], got {at!r}")

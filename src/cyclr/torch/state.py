@@ -29,7 +29,8 @@ from cyclr.torch.parallel import (
     sharded_like,
 )
 
-COUNTED = ("epoch", "iteration", "generator", "synchronized_generator")  # by loaders and samplers, as they are read
+# Accelerate's sampler counts the epochs it was read, and makes its generator when it is read first.
+COUNTED = ("epoch", "generator", "synchronized_generator")
 
 
 class RestoreError(RuntimeError):
@@ -295,18 +296,13 @@ def _keep_stateful(thing: Any) -> Undo:
 
 def _keep_loader(loader: Any) -> Undo:
     undos = [_keep_generator(generator) for generator in generators(loader)]
-    for part in parts_of(loader):  # Accelerate's sampler counts epochs, and makes its generator when it is first read
-        counted = {name: vars(part)[name] for name in COUNTED if name in getattr(part, "__dict__", {})}
-        undos.append(functools.partial(_set_attributes, part, counted))
+    for part in parts_of(loader):
+        own = getattr(part, "__dict__", {})
+        undos.append(functools.partial(own.update, {name: own[name] for name in COUNTED if name in own}))
     if (accelerate := getattr(loader, "gradient_state", None)) is not None:  # knows which loader is being read
         read = list(accelerate.dataloader_references)
         undos.append(lambda: setattr(accelerate, "dataloader_references", read))
     return lambda: [undo() for undo in undos]
-
-
-def _set_attributes(thing: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(thing, name, value)
 
 
 def _keep_rng(devices: list[Any]) -> Undo:
