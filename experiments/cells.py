@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import cyclr
 from cyclr.files import write_atomically
 from cyclr.lab import Task, find, read_records, train
+from cyclr.lab.comparing import known
 from cyclr.schedules import Ramp, Schedule
 
 HERE = Path(__file__).parent
@@ -121,11 +122,6 @@ def accuracy_of(record: Record) -> float:
     if result["status"] == "diverged":
         return math.nan
     return percent(result["test"] if result["test"] is not None else result["validation"])
-
-
-def known(values: Iterable[float | None]) -> list[float]:
-    """Without the runs that have no number: the one place where they are left out of a mean."""
-    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,9 @@ def table(records: Sequence[Record]) -> list[Row]:
     baseline = max(fixed_runs, key=_rank, default={})
     rows = []
     for policy, runs in sorted(by_policy.items(), key=lambda each: _rank(each[1]), reverse=True):
-        values = _known(score(runs[seed]) for seed in sorted(runs))
+        values = known(score(runs[seed]) for seed in sorted(runs))
         shared = sorted(set(runs) & set(baseline)) if runs is not baseline else []
-        differences = _known(score(runs[seed]) - score(baseline[seed]) for seed in shared)
+        differences = known(score(runs[seed]) - score(baseline[seed]) for seed in shared)
         rows.append(
             Row(
                 policy=policy,
@@ -206,8 +206,9 @@ def _is_fixed(policy: str) -> bool:
     return policy.partition("=")[0] == BASELINE
 
 
-def _known(values: Iterable[float]) -> list[float]:
-    return [value for value in values if not math.isnan(value)]
+def known(values: Iterable[float | None]) -> list[float]:
+    """Without the runs that have no number: the one place where they are left out of a mean."""
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _rank(runs: Mapping[int, Record]) -> float:
