@@ -255,15 +255,23 @@ def test_who_speaks(rank, local, code, told, way, monkeypatch, capsys):
 
 
 def test_a_process_has_left_its_group_when_python_ends(tmp_path):
-    """Threads of a group that is still there abort the process now and then."""
+    """Threads of a group that is still there abort the process now and then; DDP must not keep them."""
     script = tmp_path / "script.py"
     script.write_text(
         "import atexit, os\n"
+        "from pathlib import Path\n"
+        "import torch\n"
         "import torch.distributed as dist\n"
+        "def threads():\n"
+        "    return sum('gloo' in path.read_text() for path in Path('/proc/self/task').glob('*/comm'))\n"
         # The last to be called; in one piece, since both processes write to one pipe.
-        "atexit.register(lambda: os.write(1, f'in a group: {dist.is_initialized()}\\n'.encode()))\n"
-        "from cyclr.lab.processes import count\n"
-        "assert count() == 2 and dist.is_initialized()\n"
+        "told = lambda: os.write(1, f'in a group: {dist.is_initialized()}, its threads: {threads()}\\n'.encode())\n"
+        "atexit.register(told)\n"
+        "from cyclr.lab.precision import accelerator\n"
+        "net = accelerator('no').prepare(torch.nn.Linear(2, 1))\n"
+        "net(torch.ones(3, 2)).sum().backward()\n"
+        "assert dist.get_world_size() == 2 and threads()\n"
+        "del net\n"
         "dist.barrier()  # or one could be gone before the other has found it\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
@@ -271,4 +279,4 @@ def test_a_process_has_left_its_group_when_python_ends(tmp_path):
         [*command, "--rdzv-endpoint=127.0.0.1:0", script], capture_output=True, text=True, timeout=SECONDS
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("in a group: False") == 2
+    assert ended.stdout.count("in a group: False, its threads: 0") == 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed.nn.functional  # before there is a group, which its functions would hold for ever
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -81,7 +83,7 @@ def share_buffers(model: nn.Module) -> None:
 def _state() -> PartialState:
     """Accelerate's view of the processes; made once, before any Accelerator."""
     if not torch.distributed.is_initialized():
-        atexit.register(_leave)  # else the group's threads may abort the process at its very end
+        atexit.register(_leave)
     # Accelerate takes no notice of torchrun on a machine without accelerators, unless it is told that this is one.
     cpu = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
     if (restart := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
@@ -94,8 +96,10 @@ def _state() -> PartialState:
 
 
 def _leave() -> None:
+    """End the group's threads: one that still holds tensors at the process's very end aborts it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()  # what is left of DDP holds the group
 
 
 def _device() -> torch.device:
