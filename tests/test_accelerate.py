@@ -204,3 +204,4 @@ def test_a_range_test_leaves_accelerates_own_sampler_as_it_was(prepared):
 
 if __name__ == "__main__":
     script(Path(sys.argv[1]))
+    os._exit(0)  # gloo's threads, if they are still there at the very end, abort the process now and then

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -84,3 +85,4 @@ if __name__ == "__main__":
         "at the first cycle's end": to_cycle_ends(Path(sys.argv[1]) / "snapshots", trainer.global_rank),
     }
     (Path(sys.argv[1]) / f"{trainer.global_rank}.json").write_text(json.dumps(seen))
+    os._exit(0)  # gloo's threads, if they are still there at the very end, abort the process now and then

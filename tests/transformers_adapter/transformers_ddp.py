@@ -56,3 +56,4 @@ def to_cycle_ends(folder, rank):
 
 if __name__ == "__main__":
     under_ddp(Path(sys.argv[1]))
+    os._exit(0)  # gloo's threads, if they are still there at the very end, abort the process now and then
