@@ -59,6 +59,31 @@ def test_snapshots_of_a_run_that_was_cut_off_are_those_of_a_whole_one(crashes, t
         assert all(torch.equal(found[step][name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize("evaluate_at", [None, [50, 170]])
+def test_an_action_of_the_callers_sees_each_cycles_end_and_again_what_the_checkpoint_does_not_know(
+    evaluate_at, tmp_path
+):
+    seen = []
+
+    def at_cycle_end(step, net):
+        seen.append((step, net[0].weight.detach().clone()))
+
+    settings = dict(snapshots=9, evaluate_at=evaluate_at, at_cycle_end=at_cycle_end, checkpoint_seconds=0)
+    with pytest.raises(Crash):
+        train(task(), SCHEDULE, 170, tmp_path, **settings, progress=crash_at(90))
+    record = train(task(), SCHEDULE, 170, tmp_path, **settings)
+    assert [step for step, _ in seen] == [40, 80, 120, 120, 160]  # cut off at 120, before its checkpoint
+    kept = snapshots_in(tmp_path)
+    assert all(torch.equal(weight, kept[step]["0.weight"]) for step, weight in seen)
+    points = [each["step"] for each in record["result"]["history"]]
+    assert points == sorted({40, 80, 120, 160, 170, *(evaluate_at or ())})
+
+
+def test_an_action_at_cycles_ends_needs_cycles(tmp_path):
+    with pytest.raises(ValueError, match="the schedule completes no cycle within total_steps; train longer"):
+        train(task(), SCHEDULE, 30, tmp_path, at_cycle_end=lambda step, net: None)
+
+
 def test_a_killed_run_keeps_its_snapshots_until_it_has_taken_them_again(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = [
@@ -124,7 +149,7 @@ def test_sorted_data_gives_the_average_the_statistics_of_shuffled_data(tmp_path)
             patch.setattr(
                 "cyclr.lab.ensembling.evaluate", lambda task, model, *_: statistics.append(model[1].running_var)
             )
-            _average(task, ensemble, (40, 80), torch.device("cpu"))
+            _average(task, ensemble, (40, 80), torch.device("cpu"), 1.0)
     torch.testing.assert_close(statistics[1], statistics[0], rtol=0.15, atol=0)
 
 
@@ -159,6 +184,21 @@ def test_an_ensemble_is_assessed_by_the_mean_of_its_members_probabilities(tmp_pa
             assert each.test == pytest.approx(float((mean.argmax(-1) == y).float().mean()))
             assert each.cost == pytest.approx(sum(costs[step] for step in each.steps))
     assert found[-1].kind == "average"
+
+
+def test_costs_are_measured_for_each_net_the_average_too(tmp_path, monkeypatch):
+    train(task(), SCHEDULE, 120, tmp_path, snapshots=3)
+    seen = []
+
+    def seconds(model, x):
+        assert not torch.is_grad_enabled()
+        assert not model.training
+        seen.append(next(model.parameters()).detach().clone())
+        return (1.0, 2.0, 4.0, 1.0, 2.0, 4.0, 8.0)[len(seen) - 1]  # three members on two sources, then the average
+
+    monkeypatch.setattr("cyclr.lab.ensembling._seconds", seconds)
+    assert [each.cost for each in assess(task(), tmp_path)] == [0.25, 0.5, 1.0, 1.5, 1.75, 2.0]
+    assert torch.allclose(seen[-1], torch.stack(seen[:3]).mean(0))
 
 
 def test_the_test_set_chooses_no_member(tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from cyclr.lab.task import Task
 from cyclr.torch.ensemble import Ensemble
 from cyclr.torch.snapshots import MANIFEST, SnapshotError, read_manifest
 
+Model: TypeAlias = Callable[[Tensor], Tensor]
+PASSES = 5  # that are timed
+
 
 @dataclass(frozen=True)
 class Assessed:
@@ -26,7 +31,8 @@ class Assessed:
         kind: "member", "ensemble" or "average".
         steps: updates after which its snapshots were taken.
         validation, test: the task's metric; None where the task has no such data.
-        cost: seconds that it needs to predict, relative to the last member.
+        cost: seconds that it needs to predict a batch, relative to the last member; of each net the median of some
+            passes.
     """
 
     kind: str
@@ -67,14 +73,13 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
     ensemble = Ensemble(folder, model.to(place), last=last, best=best)
     steps = tuple(member.step for member in ensemble.members)
     seen = {name: _predicted(task, ensemble, source, place) for name, source in _sources(task).items()}
-    _, seconds, _ = seen["test" if "test" in seen else "validation"]
+    seconds = seen["test" if "test" in seen else "validation"].seconds
 
     def measured(name: str, chosen: Sequence[int]) -> float | None:
         if name not in seen:
             return None
-        probabilities, _, target = seen[name]
-        mean = torch.stack([probabilities[index] for index in chosen]).mean(0)
-        return float(task.metric(mean.clamp_min(torch.finfo(mean.dtype).tiny).log(), target))
+        mean = torch.stack([seen[name].probabilities[index] for index in chosen]).mean(0)
+        return float(task.metric(mean.clamp_min(torch.finfo(mean.dtype).tiny).log(), seen[name].target))
 
     found = []
     singles = [(index,) for index in range(len(steps))]
@@ -89,7 +94,7 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
                 sum(seconds[index] for index in chosen) / seconds[-1],
             )
         )
-    return [*found, _average(task, ensemble, steps, place)]
+    return [*found, _average(task, ensemble, steps, place, seconds[-1])]
 
 
 def find_snapshots(folder: Path) -> Path:
@@ -119,22 +124,48 @@ def _sources(task: Task) -> dict[str, Source]:
     return {name: source for name, source in sources.items() if source is not None}
 
 
-def _predicted(
-    task: Task, ensemble: Ensemble, source: Source, place: torch.device
-) -> tuple[list[Tensor], list[float], Tensor]:
-    """Each member's probabilities, the seconds that they took, and the targets; all on the CPU."""
+@dataclass(frozen=True)
+class _Predicted:
+    """What the members say of a source, on the CPU, and the seconds that a batch takes each of them."""
+
+    probabilities: list[Tensor]
+    seconds: list[float]
+    target: Tensor
+
+
+def _predicted(task: Task, ensemble: Ensemble, source: Source, place: torch.device) -> _Predicted:
     target = torch.cat([y.cpu() for _, y in in_order(source, BATCH, workers=task.workers)])
-    probabilities, seconds, began = [], [], time.perf_counter()
-    for each in ensemble.each(lambda: in_order(source, BATCH, place, task.workers)):
-        probabilities.append(each)
-        seconds.append(time.perf_counter() - began)
+    found = _Predicted([], [], target)
+
+    def predict(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if len(found.seconds) == len(found.probabilities):  # this member's first batch
+            found.seconds.append(_seconds(model, batch[0]))
+        return model(batch[0])
+
+    for each in ensemble.each(lambda: in_order(source, BATCH, place, task.workers), predict=predict):
+        found.probabilities.append(each)
+    return found
+
+
+def _seconds(model: Model, x: Tensor) -> float:
+    """What the output for a batch takes: the median of some passes after a first one, which takes longer."""
+    taken = []
+    for _ in range(1 + PASSES):
         began = time.perf_counter()
-    return probabilities, seconds, target
+        model(x).cpu()  # waits for a GPU
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:])
 
 
-def _average(task: Task, ensemble: Ensemble, steps: tuple[int, ...], place: torch.device) -> Assessed:
+def _average(
+    task: Task, ensemble: Ensemble, steps: tuple[int, ...], place: torch.device, member_seconds: float
+) -> Assessed:
     # Shuffled: batches of one class each, as a folder of images has them, would give BatchNorm other statistics.
     size = min(BATCH, size_of(task.train))
     model = ensemble.average(Batches(task.train, size, device=place, workers=task.workers))
     values = {name: evaluate(task, model, source, place) for name, source in _sources(task).items()}
-    return Assessed("average", steps, values.get("validation"), values.get("test"), 1.0)
+    *_, source = _sources(task).values()  # the test data, if there are such
+    x, _ = next(in_order(source, BATCH, place, task.workers))
+    with torch.no_grad():
+        cost = _seconds(model, x) / member_seconds
+    return Assessed("average", steps, values.get("validation"), values.get("test"), cost)

@@ -28,6 +28,7 @@ from cyclr.lab.task import Task, TaskError
 from cyclr.schedules import Schedule
 from cyclr.stopping import reason_to_stop
 from cyclr.torch import ScheduleLR, Snapshots, restored
+from cyclr.torch.cycle_ends import Action
 from cyclr.torch.scheduler import MULTIPLIER
 
 Progress: TypeAlias = Callable[[int, int, float, float], None]  # updates done, of how many, rate, latest metric
@@ -123,7 +124,7 @@ class Run:
             at, keep = (wanted, None) if isinstance(wanted, list) else (schedule, wanted)
             self.snapshots = Snapshots(folder, at, keep=keep, task=snapshots_name(self.task))
 
-    def go(self, checkpoint_seconds: float, progress: Progress | None) -> None:
+    def go(self, checkpoint_seconds: float, progress: Progress | None, at_cycle_end: Action | None) -> None:
         """Train to the end, evaluating where the configuration says so."""
         self.save_at = time.perf_counter() + checkpoint_seconds
         began = time.perf_counter() - self.at.clock
@@ -138,18 +139,20 @@ class Run:
                 self.at.history.append({"step": self.at.step, "loss": loss, **self._measured()})
                 self.at.clock = time.perf_counter() - began
                 if self.at.status == "done":
-                    self._after_evaluation()
+                    self._after_evaluation(at_cycle_end)
             if progress is not None:
                 progress(self.at.step, self.config["total_steps"], self.scheduler.get_last_lr()[0], self._latest())
             if on_first(lambda: time.perf_counter() > self.save_at):
                 self._save()
                 self.save_at = time.perf_counter() + checkpoint_seconds
 
-    def _after_evaluation(self) -> None:
-        """Where one is due, a snapshot; at a cycle's end the question whether to stop."""
+    def _after_evaluation(self, at_cycle_end: Action | None) -> None:
+        """Where one is due, a snapshot; at a cycle's end the caller's action, and the question whether to stop."""
         step, validation = self.at.step, self.at.history[-1].get("validation")  # the test set chooses nothing
         if "snapshots" in self.config:
             on_first(lambda: self.snapshots(step, self.plain_model, validation))
+        if at_cycle_end is not None and step in self.config["cycle_ends"]:
+            at_cycle_end(step, self.plain_model)
         if "stop" in self.config and step in self.config["cycle_ends"]:
             self.at.ends.append((self.at.clock, math.nan if validation is None else validation))
             limits = {name: self.config[name] for name in ("seconds", "patience")}

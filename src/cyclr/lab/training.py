@@ -19,11 +19,13 @@ from cyclr.lab.task import Task, TaskError
 from cyclr.schedules import Schedule
 from cyclr.stopping import reason_to_stop
 from cyclr.torch import ProcessError, SnapshotError
+from cyclr.torch.cycle_ends import Action
 from cyclr.torch.processes import is_silence
 from cyclr.torch.snapshots import MANIFEST
 
 EVALUATIONS = 10  # of a run without cycles
 CHECKPOINT_SECONDS = 60.0
+NO_CYCLE = "the schedule completes no cycle within total_steps; train longer, or choose shorter cycles"
 
 
 def try_out(task: Task, precision: str | None = None) -> None:
@@ -72,6 +74,7 @@ def train(
     seconds: float | None = None,
     patience: int | None = None,
     snapshots: int | Sequence[int] | None = None,
+    at_cycle_end: Action | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress | None = None,
 ) -> Record:
@@ -95,6 +98,8 @@ def train(
         patience: cycles without a better metric on the validation data, after which it stops.
         snapshots: weights of so many cycles' ends, the last ones, are kept in `out`/snapshots/RUN, or those after
             the given numbers of updates: see `cyclr.torch.Snapshots`, and `Ensemble` for what they are good for.
+        at_cycle_end: called with (updates done, net) at each cycle's end, in every process, once the metric is
+            measured and a snapshot taken; again, where a killed run comes to an end that its checkpoint doesn't know.
         checkpoint_seconds: least time between checkpoints; 0 makes one every 50 updates.
         progress: called now and then with (updates done, updates in all, rate, latest metric).
 
@@ -105,8 +110,8 @@ def train(
     Raises:
         CheckpointError: the checkpoint in `out` is damaged or of another task.
         SnapshotError: the snapshots in `out` are damaged, or gone though the run is finished.
-        ValueError: stop="cycle_end" or snapshots with a schedule that completes no cycle within total_steps; snapshots
-            after it; patience without validation data.
+        ValueError: stop="cycle_end", snapshots or at_cycle_end with a schedule that completes no cycle within
+            total_steps; snapshots after it; patience without validation data.
         OSError: the disk is full or read-only.
         ProcessError: another process of this run stopped answering.
     """
@@ -114,11 +119,13 @@ def train(
     checks.rate("checkpoint_seconds", checkpoint_seconds)
     steps = checks.whole("total_steps", total_steps, least=1)
     ends = schedule.cycle_ends(steps)
+    if at_cycle_end is not None and not ends:
+        raise ValueError(NO_CYCLE)
     events = events_of(task, schedule, steps, stop=stop, seconds=seconds, patience=patience, snapshots=snapshots)
     if stop == "cycle_end":
         steps = ends[-1]
     points = set(evaluate_at or ends or range(0, steps, max(1, steps // EVALUATIONS)))
-    if events:
+    if events or at_cycle_end is not None:
         points |= {*ends, *(snapshots if isinstance(snapshots, Sequence) else ())}
     evaluations = sorted({point for point in points if 0 < point < steps} | {steps})
     config = {
@@ -142,7 +149,7 @@ def train(
         with computing_in(config["precision"]):
             try_out(task, precision)
             run = Run(task, schedule, folder, config)
-            run.go(checkpoint_seconds, progress)
+            run.go(checkpoint_seconds, progress, at_cycle_end)
             return run.finish()
     except RuntimeError as error:
         if count() == 1 or not is_silence(error):
@@ -196,5 +203,5 @@ def events_of(
     elif snapshots is not None:
         events["snapshots"] = checks.whole("snapshots", snapshots, least=1)
     if events and not schedule.cycle_ends(steps) and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):
-        raise ValueError("the schedule completes no cycle within total_steps; train longer, or choose shorter cycles")
+        raise ValueError(NO_CYCLE)
     return events
