@@ -66,14 +66,32 @@ def test_every_parameter_is_in_one_group_and_deeper_ones_come_first(make, count,
 
 
 @given(layers=st.integers(1, 12), count=st.integers(1, 12))
-def test_layers_are_divided_as_evenly_as_can_be(layers, count):
+def test_the_head_is_a_group_and_the_layers_before_it_are_divided_as_evenly_as_can_be(layers, count):
     if count > layers:
         with pytest.raises(ValueError, match=f"groups must be at most {layers}, .* got {count}"):
             groups_by_depth(chain(layers), count)
         return
     sizes = [len(group["params"]) // 2 for group in groups_by_depth(chain(layers), count)]
     assert sum(sizes) == layers
+    if count > 1:
+        assert sizes.pop() == 1
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "want"),
+    [
+        (resnet, [["conv1", "bn1", "layer1"], ["layer2", "layer3", "layer4"], ["fc"]]),
+        (resnet, [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"], ["fc"]]),
+        (bert, [["bert.embeddings"], ["bert.encoder", "bert.pooler"], ["classifier"]]),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2)), [["0", "1"], ["2"]]),
+        (lambda: nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3), nn.Linear(3, 2)), [["0"], ["1"], ["2"]]),
+    ],
+)
+def test_common_nets_are_divided_as_one_would_by_hand(make, want):
+    model = make()
+    by_hand = names_of(model, groups_by_depth(model, want))
+    assert names_of(model, groups_by_depth(model, len(want))) == by_hand
 
 
 def test_groups_by_name_and_by_function_are_what_they_say():

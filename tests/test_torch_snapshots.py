@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import cyclr
 from cyclr.torch import Ensemble, SnapshotError, Snapshots
-from cyclr.torch.snapshots import weights
+from cyclr.torch.snapshots import _checksum, weights
 
 CYCLES = cyclr.triangular(0.01, 0.1, stepsize=5)
 
@@ -233,6 +233,13 @@ def _edit(folder):
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
+def _rename_a_key(folder):
+    content = manifest(folder)
+    content["members"][0]["score"] = content["members"][0].pop("metric")
+    content["checksum"] = _checksum({name: each for name, each in content.items() if name != "checksum"})
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
 def _swap(folder):
     first, second = (folder / each["file"] for each in manifest(folder)["members"][:2])
     first.write_bytes(second.read_bytes())
@@ -244,6 +251,7 @@ def _swap(folder):
         (_edit, "was edited, its checksum is another"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest.json is damaged"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "no manifest of this version"),
+        (_rename_a_key, "no manifest of this version"),
         (lambda folder: (folder / "manifest.json").unlink(), r"holds no manifest.json"),
         (_swap, "is damaged or another one; put the original back"),
         (lambda folder: (folder / manifest(folder)["members"][0]["file"]).unlink(), r"step-00000010.*is missing"),
@@ -273,6 +281,9 @@ def test_wrong_input_is_refused_with_a_sentence(tmp_path):
         Ensemble(tmp_path, net(width=5))
     with pytest.raises(SnapshotError, match=r"4\.weight is in this net only"):
         Ensemble(tmp_path, nn.Sequential(*net(), nn.Linear(2, 2)))
+    with pytest.raises(SnapshotError, match="holds snapshots of birds, not of cats"):
+        Ensemble(tmp_path, net(), task="cats")
+    assert len(Ensemble(tmp_path, net(), task="birds").members) == 3
     with pytest.raises(ValueError, match="last must be at most 3, the snapshots that there are, got 4"):
         Ensemble(tmp_path, net(), last=4)
     with pytest.raises(ValueError, match="last must be at least 1, got 0"):
@@ -308,6 +319,19 @@ def test_wrong_input_is_refused_with_a_sentence(tmp_path):
         Ensemble(empty, net())
     assert not (tmp_path / "other").exists()
     assert [member.step for member in Ensemble(tmp_path, net()).members] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2,)])
+def test_one_score_an_example_is_no_classifiers_output(shape, tmp_path):
+    taken(tmp_path)
+    ensemble, x = Ensemble(tmp_path, net()), [torch.randn(2, 3)]
+
+    def predict(model, batch):
+        return model(batch)[:, :1].reshape(shape)
+
+    with pytest.raises(ValueError, match=r"output has shape \(2,.*give probability=torch\.sigmoid"):
+        ensemble.probabilities(x, predict=predict)
+    assert ensemble.probabilities(x, predict=predict, probability=torch.sigmoid).shape == shape
 
 
 def test_what_wraps_a_net_is_not_in_the_names(tmp_path):

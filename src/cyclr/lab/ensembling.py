@@ -17,7 +17,7 @@ from cyclr.lab.evaluation import BATCH, evaluate
 from cyclr.lab.processes import device
 from cyclr.lab.task import Task
 from cyclr.torch.ensemble import Ensemble
-from cyclr.torch.snapshots import MANIFEST, SnapshotError, read_manifest
+from cyclr.torch.snapshots import MANIFEST, SnapshotError
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
 PASSES = 5  # that are timed
@@ -64,13 +64,9 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
     Raises:
         SnapshotError: no snapshots, or of another task; damaged or missing files.
     """
-    folder = find_snapshots(Path(folder))
-    about, _ = read_manifest(folder)
-    if about["task"] not in (None, snapshots_name(task)):
-        raise SnapshotError(f"{folder} holds snapshots of {about['task']}, not of {snapshots_name(task)}")
-    place = device()
+    folder, place = find_snapshots(Path(folder)), device()
     model, _ = task.build(seed=0)
-    ensemble = Ensemble(folder, model.to(place), last=last, best=best)
+    ensemble = Ensemble(folder, model.to(place), last=last, best=best, task=snapshots_name(task))
     steps = tuple(member.step for member in ensemble.members)
     seen = {name: _predicted(task, ensemble, source, place) for name, source in _sources(task).items()}
     seconds = seen["test" if "test" in seen else "validation"].seconds

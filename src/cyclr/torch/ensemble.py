@@ -30,7 +30,16 @@ Predict: TypeAlias = Callable[[Callable[..., Any], Any], Tensor]
 
 
 def softmax(output: Tensor) -> Tensor:
-    """Probabilities from a net's scores, over the last axis."""
+    """Probabilities from a net's scores, over the last axis.
+
+    Raises:
+        ValueError: one score an example, whose softmax is 1 whatever it is.
+    """
+    if output.ndim < 2 or output.shape[-1] == 1:
+        raise ValueError(
+            f"the net's output has shape {tuple(output.shape)}, which are no scores of several classes; give "
+            "probability=torch.sigmoid, or another function from an output to probabilities"
+        )
     return output.float().softmax(-1)
 
 
@@ -51,12 +60,14 @@ class Ensemble:
         model: a net of the same architecture; its own weights are not used.
         last: only so many, the latest ones.
         best: only so many, those with the highest metric.
+        task: what `Snapshots` was given as such; snapshots of another one are refused, those of none are not.
 
     Attributes:
         members: who takes part, in the order of their steps.
 
     Raises:
-        SnapshotError: no members; a manifest that is missing, damaged or edited; `model` is another net.
+        SnapshotError: no members; a manifest that is missing, damaged or edited; another net than `model`, or another
+            task.
 
     Example:
         >>> import cyclr, tempfile, torch
@@ -73,10 +84,18 @@ class Ensemble:
     """
 
     def __init__(
-        self, folder: str | Path, model: nn.Module, *, last: int | None = None, best: int | None = None
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        *,
+        last: int | None = None,
+        best: int | None = None,
+        task: str | None = None,
     ) -> None:
         self.folder, self._model = Path(folder), plain(model)
         about, members = read_manifest(self.folder)
+        if None not in (task, about["task"]) and task != about["task"]:
+            raise SnapshotError(f"{self.folder} holds snapshots of {about['task']}, not of {task}")
         if not members:
             raise SnapshotError(f"{self.folder} holds no snapshots yet; an ensemble needs at least one")
         self._net = about["net"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 from torch import nn
@@ -32,8 +33,9 @@ def groups_by_depth(
 
     Args:
         model: its layers are taken in the order in which they were made.
-        groups: the number of groups, into which the layers are divided as evenly as can be; or for each group the name
-            of a module ("layer1"), or several of them; or a function from a parameter's name to its group's name.
+        groups: the number of groups: the head, which is the last layer, and the other layers divided as evenly as can
+            be, normalisation with the layer before it. Or for each group the name of a module ("layer1"), or several of
+            them; or a function from a parameter's name to its group's name.
         multiplier: of each group's rate, relative to the next one's: above 0, 1 / 2.6 is usual in fine-tuning. Or one
             number for each group, at least 0.
         weight_decay: if given, of all weights; biases and normalisation layers (one dimension or none) get 0, in a
@@ -82,29 +84,35 @@ def _evenly(model: nn.Module, parameters: Named, count: int) -> dict[str, Named]
             f"{type(model).__name__} has parameters outside of named layers ({', '.join(bare[:3])}); give groups as a "
             "function from a parameter's name to its group's name"
         )
-    layers = _layers(parameters, count)
+    layers = _layers(model, parameters, count)
     if len(layers) < count:
         raise ValueError(
             f"groups must be at most {len(layers)}, the layers of {type(model).__name__} that have parameters, "
             f"got {count}"
         )
-    divided: dict[str, Named] = {}
-    for index in range(count):
-        part = layers[index * len(layers) // count : (index + 1) * len(layers) // count]
-        divided[part[0][0]] = {name: each for _, members in part for name, each in members.items()}
-    return divided
+    head = len(layers) - 1
+    starts = [head * index // (count - 1) for index in range(count)] if count > 1 else [0]
+    parts = [layers[start:stop] for start, stop in pairwise([*starts, len(layers)])]
+    return {part[0][0]: {name: each for _, members in part for name, each in members.items()} for part in parts}
 
 
-def _layers(parameters: Named, enough: int) -> list[tuple[str, Named]]:
+def _layers(model: nn.Module, parameters: Named, enough: int) -> list[tuple[str, Named]]:
     """The net's modules; what is inside them, and so on, until there are enough or nothing is left to unfold."""
     layers: dict[str, Named] = {}
     for depth in range(1, max(name.count(".") for name in parameters) + 1):
-        layers = {}
+        layers, latest = {}, ""
         for name, parameter in parameters.items():
-            layers.setdefault(".".join(name.split(".")[:-1][:depth]), {})[name] = parameter
+            module = ".".join(name.split(".")[:-1][:depth])
+            if not (latest and _normalises(model.get_submodule(module))):
+                latest = module
+            layers.setdefault(latest, {})[name] = parameter
         if len(layers) >= enough:
             break
     return list(layers.items())
+
+
+def _normalises(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and all(each.ndim <= 1 for each in module.parameters())
 
 
 def _by_function(parameters: Named, function: Callable[[str], str]) -> dict[str, Named]:

@@ -225,8 +225,11 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Member]]:
         raise SnapshotError(f"{path} is no manifest of this version of cyclr")
     if content.pop("checksum", None) != _checksum(content):
         raise SnapshotError(f"{path} was edited, its checksum is another; put the original back")
-    members = [Member(**each) for each in content["members"]]
-    return {name: content[name] for name in ("at", "task", "net")}, members
+    try:
+        members = [Member(**each) for each in content["members"]]
+        return {name: content[name] for name in ("at", "task", "net")}, members
+    except (KeyError, TypeError):
+        raise SnapshotError(f"{path} is no manifest of this version of cyclr") from None
 
 
 def check_there(folder: Path, members: Collection[Member]) -> None:
