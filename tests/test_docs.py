@@ -32,7 +32,10 @@ CYCLE_ENDS = sections((DOCS / "cycle-ends.md").read_text())
 HOLDS = {  # what is true after a section's code
     "Snapshots in your own loop": "[each.step for each in ensemble.members] == [400, 600, 800] "
     "and ((probabilities.argmax(-1) == y).float().mean() > 0.8) and (average(x).argmax(-1) == y).float().mean() > 0.8",
-    "In Lightning and Transformers": "len(ensemble.members) == 2 and probabilities.shape == (400, 2)",
+    "Stopping in your own loop": "reason and len(ends) > 3 and max(accuracy for _, accuracy in ends) > 0.8",
+    "In Lightning": "[each.step for each in ensemble.members] == [200, 300, 400] "
+    "and (probabilities.argmax(-1) == y).float().mean() > 0.9",
+    "In Transformers": "len(ensemble.members) == 2 and probabilities.shape == (400, 2)",
     "Layer by layer": "bounds.status == 'ok' and head.status == 'ok' and len(optimizer.param_groups) == 3",
     "Your own images": "callable(task)",
 }

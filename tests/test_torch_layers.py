@@ -250,11 +250,16 @@ def test_what_is_no_division_into_groups_is_told(groups):
         groups_by_depth(chain(), groups)
 
 
-def test_a_group_that_is_not_there_is_told_before_anything_is_trained():
+@pytest.mark.parametrize(
+    ("group", "sentence"),
+    [("head", "group must be one of '0', '1', got 'head'"), ("0", "group '0' is frozen, so its rate changes nothing")],
+)
+def test_a_group_that_cannot_be_tested_is_told_before_anything_is_trained(group, sentence):
     model = chain(2)
     optimizer = torch.optim.SGD(groups_by_depth(model, 2), lr=0.1)
-    with pytest.raises(ValueError, match="group must be one of '0', '1', got 'head'"):
-        range_test(model, optimizer, nn.functional.mse_loss, [(torch.ones(2, 3),) * 2], group="head")
+    model[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=sentence):
+        range_test(model, optimizer, nn.functional.mse_loss, [(torch.ones(2, 3),) * 2], group=group)
 
 
 def test_a_function_that_leaves_a_parameter_out_is_told_which():

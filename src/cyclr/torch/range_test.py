@@ -125,8 +125,7 @@ def range_test(
     processes = group_of(model)
     update = _Update(model, optimizers, mean_loss, loader, accumulation, scaler, clip, processes)
     names = [each.get("name", index) for index, each in enumerate(_groups(optimizers))]
-    if group is not None and group not in names:
-        raise ValueError(f"group must be one of {', '.join(map(repr, dict.fromkeys(names)))}, got {group!r}")
+    _check_group(group, names, _groups(optimizers))
     asked = {
         "ramp": ramp if isinstance(ramp, Ramp) else None,
         "steps": steps,
@@ -299,6 +298,17 @@ def check_trainable(model: nn.Module, optimizers: list[Any]) -> None:
             )
         if not any(id(p) in free for group in optimizer.param_groups for p in group["params"]):
             raise ValueError("optimizer holds no trainable parameter of this model; build it from model.parameters()")
+
+
+def _check_group(group: str | int | None, names: Sequence[str | int], groups: Sequence[dict[str, Any]]) -> None:
+    """Whether there is such a group, and something to train in it."""
+    if group is None:
+        return
+    if group not in names:
+        raise ValueError(f"group must be one of {', '.join(map(repr, dict.fromkeys(names)))}, got {group!r}")
+    members = [each for name, one in zip(names, groups, strict=True) if name == group for each in one["params"]]
+    if not any(parameter.requires_grad for parameter in members):
+        raise ValueError(f"group {group!r} is frozen, so its rate changes nothing; set requires_grad on its parameters")
 
 
 def _check_loss(loss: Any) -> None:
