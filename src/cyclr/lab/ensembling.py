@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TypeAlias
 
 import torch
@@ -20,7 +19,7 @@ from cyclr.torch.ensemble import Ensemble
 from cyclr.torch.snapshots import MANIFEST, SnapshotError
 
 Model: TypeAlias = Callable[[Tensor], Tensor]
-PASSES = 5  # that are timed
+TIMED = 0.5  # seconds of passes through each net, at least three
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Assessed:
         kind: "member", "ensemble" or "average".
         steps: updates after which its snapshots were taken.
         validation, test: the task's metric; None where the task has no such data.
-        cost: seconds that it needs to predict a batch, relative to the last member; of each net the median of some
+        cost: seconds that it needs to predict a batch, relative to the last member; of each net the least of some
             passes.
     """
 
@@ -144,13 +143,13 @@ def _predicted(task: Task, ensemble: Ensemble, source: Source, place: torch.devi
 
 
 def _seconds(model: Model, x: Tensor) -> float:
-    """What the output for a batch takes: the median of some passes after a first one, which takes longer."""
-    taken = []
-    for _ in range(1 + PASSES):
+    """What the output for a batch takes: the least of some passes, which other programs have disturbed least."""
+    taken: list[float] = []
+    while len(taken) < 3 or sum(taken) < TIMED:
         began = time.perf_counter()
         model(x).cpu()  # waits for a GPU
         taken.append(time.perf_counter() - began)
-    return median(taken[1:])
+    return min(taken)
 
 
 def _average(
