@@ -214,6 +214,15 @@ def test_a_seed_that_breaks_does_not_end_the_others():
     assert [curve.stopped_at for curve in gone] == [0.375, 0.625]
 
 
+def still(state, batch, lr):
+    return state, 1.0
+
+
+def seeds_with(metrics):
+    """The range tests of two seeds whose update returns this."""
+    return range_tests(lambda state, batch, lr: (state, metrics), jnp.ones(2), [1], RAMP)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
@@ -224,6 +233,25 @@ def test_a_seed_that_breaks_does_not_end_the_others():
         (lambda: range_tests(update, jnp.ones(2), [1], None), "ramp must come from cyclr.ramp"),
         (lambda: range_tests(update, {"a": jnp.ones(2), "b": jnp.ones(3)}, [1], RAMP), "same size.* first axes .2, 3"),
         (lambda: range_tests(update, jnp.ones(()), [1], RAMP), "same size"),
+        (
+            lambda: range_test(update, 0, None, ramp=RAMP),
+            "batches must be a list of batches or a loader .* got NoneType",
+        ),
+        (lambda: range_test(update, 0, {"x": X}, ramp=RAMP), "batches must be a list of batches .* got dict"),
+        (lambda: range_test(update, 0, "digits", ramp=RAMP), "batches must be a list of batches .* got str"),
+        (
+            lambda: range_test(still, 0, [1], ramp=RAMP, validate=0.3),
+            "validate must be a function validate.state., got",
+        ),
+        (lambda: range_test(still, 0, [1], ramp=RAMP, validate=lambda _: X), "validate must return a number, got"),
+        (lambda: range_tests(None, jnp.ones(2), [1], RAMP), "update must be a function update.state, batch, lr., got"),
+        (lambda: range_tests(still, jnp.ones(2), [1], RAMP, metric=["loss"]), "metric must be the name of a metric"),
+        (lambda: range_tests(still, jnp.ones(2), [1], RAMP, progress=3), "progress must be a function .*, got int"),
+        (lambda: range_tests(still, jnp.ones(2), [1], RAMP, meta=3), "meta must be a dict, got int"),
+        (lambda: seeds_with(None), "update must return one real number as 'loss', got None from 2 seeds"),
+        (lambda: seeds_with(jnp.ones(3)), r"one real number as 'loss', got float32\[2,3\] from 2 seeds"),
+        (lambda: seeds_with(jnp.complex64(1j)), r"one real number as 'loss', got complex64\[2\] from 2 seeds"),
+        (lambda: seeds_with({"loss": 1.0, "norms": jnp.ones(3)}), "one real number as 'norms'"),
     ],
 )
 def test_wrong_input_is_refused_with_a_sentence(call, sentence):

@@ -168,6 +168,12 @@ def test_what_is_no_number_is_refused(garbage):
         replay([garbage])
 
 
+@pytest.mark.parametrize("garbage", [None, "much", {"loss": 1.0}])
+def test_a_validation_that_is_no_number_is_refused(garbage):
+    with pytest.raises(ValueError, match="validate must return a number, got "):
+        cyclr.range_test(lambda lr: 1.0, cyclr.ramp(0.0, 1.0, 50), validate=lambda: garbage)
+
+
 def test_other_wrong_input_is_refused_before_anything_is_trained():
     def train_at(lr):
         raise AssertionError("must not be called")
@@ -183,6 +189,15 @@ def test_other_wrong_input_is_refused_before_anything_is_trained():
     ]:
         with pytest.raises(ValueError, match=sentence):
             cyclr.range_test(train_at, **options)
+    for options, sentence in [
+        ({"train_at": None}, r"train_at must be a function train_at\(lr\), got NoneType"),
+        ({"validate": 0.3}, r"validate must be a function validate\(\), got float"),
+        ({"progress": True}, r"progress must be a function progress\(done, total, lr, value\), got bool"),
+        ({"metric": ["loss"]}, 'metric must be the name of a metric, such as "loss", got list'),
+        ({"meta": "digits"}, "meta must be a dict, got str"),
+    ]:
+        with pytest.raises(TypeError, match=sentence):
+            cyclr.range_test(**({"train_at": train_at, "ramp": ramp} | options))
     with pytest.raises(ValueError, match=r"train_at returned \['loss'\], but the metric asked for is 'accuracy'"):
         cyclr.range_test(lambda lr: {"loss": 1.0}, ramp, metric="accuracy")
 

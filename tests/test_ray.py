@@ -1,6 +1,7 @@
 """Sweeps on Ray: a real cluster of two worker nodes, one of which is killed."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 import tiny_queue  # noqa: E402
+from cyclr import cli  # noqa: E402
 from cyclr.lab import compare, load_task, read_records  # noqa: E402
 from cyclr.lab.on_ray import _room, _trouble, address_of, spread  # noqa: E402
 from run import Queue, spread_over  # noqa: E402
@@ -148,7 +150,34 @@ def test_the_command_makes_a_cluster_of_its_own_and_prints_one_object(tmp_path):
     assert len(read_records(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("on", ["rays", "ray:", "ray:host", "ray:host:port", "ray//host:1", "ray://host", ""])
+@pytest.mark.parametrize(
+    ("needs", "kind", "sentence"),
+    [
+        ({"cpus": math.nan}, ValueError, "cpus must be finite and at least 0, got nan"),
+        ({"cpus": -1.0}, ValueError, "cpus must be finite and at least 0, got -1"),
+        ({"cpus": None}, TypeError, "cpus must be a number, got None"),
+        ({"gpus": math.inf}, ValueError, "gpus must be finite and at least 0, got inf"),
+        ({"gpus": 1.5}, ValueError, "gpus must be a whole number or a part of 1, got 1.5; round it up"),
+        ({"cpus": 1e-300}, ValueError, "precision"),  # Ray's own sentence
+    ],
+)
+@pytest.mark.parametrize("jobs", [None, [{}]])
+def test_needs_that_ray_cannot_meet_are_refused(on, needs, kind, sentence, jobs):
+    with pytest.raises(kind, match=sentence):
+        list(spread(lambda shared: None, None, jobs, on=on, **needs))
+
+
+@pytest.mark.parametrize("needs", [("--cpus", "nan"), ("--cpus", "-1"), ("--gpus", "1.5")])
+def test_the_command_refuses_them_before_it_starts_anything(needs, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cyclr", "compare", "missing.py", "--on", "ray", *needs])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert re.match(f"cyclr: {needs[0][2:]} must be .*, got {needs[1]}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("on", ["rays", "ray:", "ray:host", "ray:host:port", "ray//host:1", "ray://host", "", None])
 def test_an_unknown_place_is_refused(on):
     with pytest.raises(ValueError, match=r"on must be local, ray, ray:auto, ray:HOST:PORT or ray://HOST:PORT"):
         address_of(on)

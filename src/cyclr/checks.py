@@ -49,6 +49,12 @@ def ordered(low_name: str, low: float, high_name: str, high: float) -> None:
         )
 
 
+def kind(name: str, value: Any, allowed: Any, words: str) -> None:
+    """Something of a type, such as a function (`Callable`), which is described in words."""
+    if not isinstance(value, allowed):
+        raise TypeError(f"{name} must be {words}, got {type(value).__name__}")
+
+
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """One of the names allowed; otherwise all of them are listed, the nearest first."""
     names = list(allowed)

@@ -195,9 +195,10 @@ def compare(
     Goes on where it stopped. Leaves records.jsonl and report.html in --out.
     """
     if on != "local":
-        from cyclr.lab.on_ray import address_of
+        from cyclr.lab.on_ray import address_of, checked_needs
 
         address_of(on)  # a typing error is told now
+        checked_needs(cpus, gpus)
     loaded, folder = _start(task, out, data_dir)
     where = {"on": on, "cpus": cpus, "gpus": gpus}
     _compare(

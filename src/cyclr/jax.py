@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from cyclr import frameworks
+from cyclr import checks, frameworks
 
 frameworks.check("jax")
 
@@ -18,7 +18,7 @@ import jax
 
 from cyclr.batches import endless
 from cyclr.curve import Curve
-from cyclr.range_test import Progress
+from cyclr.range_test import Progress, check_options
 from cyclr.range_test import range_test as run_range_test
 from cyclr.schedules import Ramp
 
@@ -55,7 +55,9 @@ def range_test(
         validate_every, progress, meta: as in `cyclr.range_test`.
 
     Raises:
-        ValueError: batches that are empty or can be read only once; an `update` that returns something else.
+        TypeError: no function, batches, name or dict where one belongs.
+        ValueError: batches that are empty or can be read only once; an `update` or `validate` that returns something
+            else.
 
     Example:
         >>> import jax, cyclr
@@ -70,6 +72,7 @@ def range_test(
 
     Reference: Smith, arXiv 1506.01186, 3.3.
     """
+    checks.kind("validate", validate, Callable | None, "a function validate(state)")
     trial = _Trial(update, state, batches)
     return run_range_test(
         trial,
@@ -77,7 +80,7 @@ def range_test(
         steps=steps,
         reset=trial.reset,
         metric=metric,
-        validate=None if validate is None else lambda: float(validate(trial.state)),
+        validate=None if validate is None else lambda: validate(trial.state),
         validate_every=validate_every,
         progress=progress,
         meta=meta,
@@ -104,7 +107,8 @@ def range_tests(
         batches, metric, progress, meta: as in `range_test`; the progress shows the mean.
 
     Raises:
-        ValueError: leaves that do not agree in their first axis; a missing ramp.
+        TypeError: as in `range_test`.
+        ValueError: leaves that do not agree in their first axis; a missing ramp; what `range_test` refuses.
 
     Example:
         >>> import jax, cyclr
@@ -127,18 +131,29 @@ def range_tests(
             f"got first axes {sorted(size[0] if size else 0 for size in sizes)}; stack the seeds' states with jax.vmap"
         )
     ((seeds,),) = sizes
-    trial = _Trial(jax.jit(jax.vmap(update, in_axes=(0, None, None))), states, batches)
+    check_options(metric, progress, meta)
+    trial = _Trial(update, states, batches)
+    trial.update = jax.jit(jax.vmap(update, in_axes=(0, None, None)))
     seen: list[dict[str, np.ndarray[Any, Any]]] = []
     for step in range(ramp.steps):
         metrics = trial(ramp(step))
         values = metrics if isinstance(metrics, Mapping) else {metric: metrics}
-        seen.append({name: np.asarray(value) for name, value in values.items()})
+        seen.append({name: _one_each(name, value, seeds) for name, value in values.items()})
         means = [float(np.mean(value)) for value in seen[-1].values()]
         if progress is not None:
             progress(step + 1, ramp.steps, ramp(step), means[0])
         if not any(np.isfinite(sum(value[seed] for value in seen[-1].values())) for seed in range(seeds)):
             break
     return [run_range_test(_replayed(seen, seed), ramp, metric=metric, meta=meta) for seed in range(seeds)]
+
+
+def _one_each(name: str, value: Any, seeds: int) -> np.ndarray[Any, Any]:
+    """A metric's numbers, one a seed."""
+    if getattr(value, "shape", None) != (seeds,) or jax.numpy.iscomplexobj(value):
+        raise ValueError(
+            f"update must return one real number as {name!r}, got {jax.tree.map(jax.typeof, value)} from {seeds} seeds"
+        )
+    return np.asarray(value)
 
 
 def _replayed(seen: list[dict[str, np.ndarray[Any, Any]]], seed: int) -> Callable[[float], dict[str, float]]:
@@ -151,8 +166,7 @@ class _Trial:
     """One update at a given rate, from the latest state; the first one is kept."""
 
     def __init__(self, update: Update, state: State, batches: Iterable[Any]) -> None:
-        if not callable(update):
-            raise TypeError(f"update must be a function update(state, batch, lr), got {type(update).__name__}")
+        checks.kind("update", update, Callable, "a function update(state, batch, lr)")
         self.update, self.start, self.data = update, state, batches
         self.reset()
 

@@ -82,7 +82,8 @@ def range_test(
         nine tenths of what it had gained, and more than noise explains, whatever the sign and scale of the loss.
 
     Raises:
-        ValueError: an argument out of range; a default ramp without `reset`.
+        TypeError: no function, name or dict where one belongs.
+        ValueError: an argument out of range; a default ramp without `reset`; no number from train_at or validate.
 
     Example: one parameter, loss w**2; any rate above 1 makes it grow, from where it is then.
         >>> import cyclr
@@ -97,6 +98,9 @@ def range_test(
 
     Reference: Smith, arXiv 1506.01186, 3.3.
     """
+    checks.kind("train_at", train_at, Callable, "a function train_at(lr)")
+    checks.kind("validate", validate, Callable | None, "a function validate()")
+    check_options(metric, progress, meta)
     checks.choice("measured", measured, get_args(Measured))
     if goal is not None:
         checks.choice("goal", goal, get_args(Goal))
@@ -120,6 +124,13 @@ def range_test(
         end = better
     cycles = _short_cycles(recorder, curve, min(steps // 2, CYCLE), reset)
     return curve if cycles is None else replace(curve, companions=(*curve.companions, cycles))
+
+
+def check_options(metric: Any, progress: Any, meta: Any) -> None:
+    """That what is the same for a range test of any framework has the right type."""
+    checks.kind("metric", metric, str, 'the name of a metric, such as "loss"')
+    checks.kind("progress", progress, Callable | None, "a function progress(done, total, lr, value)")
+    checks.kind("meta", meta, Mapping | None, "a dict")
 
 
 def _end_of_linear_pass(scout: Curve) -> float:
@@ -246,7 +257,7 @@ class _Recorder:
             if self.progress is not None:
                 self.progress(step + 1, steps, lr, values[judged])
             if self.validate is not None and validated and (step + 1) % every == 0:
-                value = float(self.validate())
+                value = _validated(self.validate())
                 if not math.isfinite(value):
                     stopped = "non-finite"
                     break
@@ -278,6 +289,13 @@ class _Recorder:
         if not values or (self.validate is None and self.metric not in values):
             raise ValueError(f"train_at returned {sorted(values)}, but the metric asked for is {self.metric!r}")
         return values
+
+
+def _validated(result: Any) -> float:
+    try:
+        return float(result)
+    except (TypeError, ValueError, RuntimeError):  # as for train_at's values
+        raise ValueError(f"validate must return a number, got {result!r}") from None
 
 
 @dataclass

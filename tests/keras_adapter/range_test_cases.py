@@ -188,6 +188,19 @@ def unbuilt():
     return net
 
 
+class Labelled:
+    """As a pandas Series, which looks rows up by their labels."""
+
+    def __init__(self, values):
+        self.values, self.dtype, self.shape, self.iloc = values, values.dtype, values.shape, values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, labels):
+        return self.values[::-1][labels]
+
+
 WRONG = {
     "model": (lambda: X, (X, Y), TypeError, "model must be a keras.Model, got ndarray"),
     "compiled": (lambda: keras.Sequential([keras.layers.Input((6,))]), (X, Y), ValueError, "the model is not compiled"),
@@ -199,6 +212,14 @@ WRONG = {
     "no examples": (network, (X[:0], Y[:0]), ValueError, "data yielded no batch"),
     "array": (network, X, TypeError, "data must be a tuple of arrays .* got ndarray"),
     "lengths": (network, (X, Y[:5]), ValueError, r"the same number of examples, got \[5, 40\]"),
+    "lists": (network, (X.tolist(), Y.tolist()), TypeError, "data must hold arrays, got float; make arrays with numpy"),
+    "numbers": (network, (np.asarray(1.0), np.asarray(2.0)), ValueError, "data yielded no batch"),
+    "by labels": (network, (X, Labelled(Y)), TypeError, "data must hold arrays, got Labelled"),
+    "tuple of batches": (network, ((X, Y),) * 5, ValueError, r"tuple \(x, y\) or .*, got 5 entries; give batches as a"),
+    "lists in batches": (network, [(X, Y.tolist())], TypeError, "a batch must hold arrays, got int; make arrays with"),
+    "text": (network, "digits", TypeError, "data must be a tuple of arrays .* got str"),
+    "no targets": (network, (X, None), ValueError, "the model's loss needs targets, but there are none; give a tuple"),
+    "list of arrays": (network, [X, Y], ValueError, "the model's loss needs targets, but there are none"),
     "metric": (network, None, ValueError, "the metric asked for is 'auc'"),
 }
 
@@ -209,6 +230,20 @@ def test_what_cannot_be_tested_is_refused_in_one_sentence(wrong):
     options = {"metric": "auc"} if data is None else {}
     with pytest.raises(kind, match=message):
         range_test(make(), (X, Y) if data is None else data, ramp=RAMP, **options)
+
+
+class Rebuilding(keras.Sequential):
+    """Its targets are its inputs."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return keras.ops.mean(keras.losses.mean_squared_error(x, y_pred))
+
+
+@pytest.mark.parametrize("data", [(X,), [X[:8], X[8:16]]])
+def test_a_model_whose_own_loss_needs_no_targets_has_its_range_test(data):
+    net = Rebuilding([keras.layers.Input((6,)), keras.layers.Dense(6)])
+    net.compile(keras.optimizers.SGD(0.1), "mse")
+    assert len(range_test(net, data, ramp=RAMP).lrs) == 12
 
 
 class Noisy(keras.layers.Layer):

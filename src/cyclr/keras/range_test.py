@@ -56,8 +56,8 @@ def range_test(
     Raises:
         TypeError: something else than a Keras model; data in another form.
         ValueError: a model that isn't compiled or built, or is frozen; an optimiser that does not use the rate it
-            is given, or whose LearningRate expects another gradient accumulation than it has; empty data, or an
-            iterator, which can be read only once.
+            is given, or whose LearningRate expects another gradient accumulation than it has; empty data, without
+            targets for the loss, or an iterator, which can be read only once.
 
     Example:
         >>> import cyclr, keras, numpy
@@ -114,6 +114,7 @@ class _Trial:
         seen = []
         for _ in range(self.accumulation):
             x, y, weight = keras.utils.unpack_x_y_sample_weight(next(self.batches))
+            _check_batch(self.model, x, y, weight)
             self.model.reset_metrics()  # older versions of Keras report the running mean
             seen.append(self.model.train_on_batch(x, y, sample_weight=weight, return_dict=True))
         return {name: float(np.mean([each[name] for each in seen])) for name in seen[0] if not np.ndim(seen[0][name])}
@@ -125,7 +126,7 @@ def _batches(data: Any, batch_size: int) -> Iterator[Any]:
         return endless(_Arrays(data, batch_size), "data")
     if isinstance(data, keras.utils.PyDataset):
         return endless(_Indexed(data), "data")
-    if hasattr(data, "shape") or isinstance(data, Mapping) or not isinstance(data, Iterable):
+    if hasattr(data, "shape") or isinstance(data, str | Mapping) or not isinstance(data, Iterable):
         raise TypeError(
             f"data must be a tuple of arrays (x, y), a PyDataset or an iterable of batches, got {type(data).__name__}"
         )
@@ -136,8 +137,13 @@ class _Arrays:
     """Batches of arrays, shuffled anew in each pass by a generator that NumPy's global one starts."""
 
     def __init__(self, data: tuple[Any, ...], batch_size: int) -> None:
-        sizes = {len(each) for each in keras.tree.flatten(data) if each is not None}
-        if len(sizes) != 1 or len(data) not in (1, 2, 3):
+        if len(data) not in (1, 2, 3):
+            raise ValueError(
+                f"data must be a tuple (x, y) or (x, y, sample_weight), got {len(data)} entries; give batches as a list"
+            )
+        _check_arrays("data", data)
+        sizes = {(*each.shape, 0)[0] for each in keras.tree.flatten(data) if each is not None}
+        if len(sizes) != 1:
             raise ValueError(f"data must be arrays (x, y) with the same number of examples, got {sorted(sizes)}")
         self.data, self.size = data, sizes.pop()
         self.batch_size = min(batch_size, self.size)
@@ -159,6 +165,20 @@ class _Indexed:
     def __iter__(self) -> Iterator[Any]:
         count = self.data.num_batches
         return (self.data[index] for index in (range(count) if count is not None else itertools.count()))
+
+
+def _check_batch(model: Any, x: Any, y: Any, weight: Any) -> None:
+    """That Keras can train with it; some models of one's own need no targets."""
+    _check_arrays("a batch", (x, y, weight))
+    if y is None and model._compile_loss is not None and type(model).compute_loss is keras.Model.compute_loss:
+        raise ValueError("the model's loss needs targets, but there are none; give a tuple (x, y), or batches (x, y)")
+
+
+def _check_arrays(what: str, parts: Any) -> None:
+    """That there are arrays, also in lists and dicts of inputs; a pandas frame would be indexed by its labels."""
+    for each in keras.tree.flatten(parts):
+        if each is not None and (not hasattr(each, "dtype") or hasattr(each, "iloc")):
+            raise TypeError(f"{what} must hold arrays, got {type(each).__name__}; make arrays with numpy.asarray first")
 
 
 def _check_trainable(model: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from cyclr import checks
+
 try:
     import ray
 except ImportError:
@@ -50,15 +52,18 @@ def spread(
         cpus, gpus: what one job needs. It has as many threads as CPUs.
 
     Raises:
-        ValueError: an unknown `on`, nobody answers there, or no node has what one job needs.
+        TypeError: cpus or gpus that are no numbers.
+        ValueError: an unknown `on`, nobody answers there, no node has what one job needs, or none can: less than
+            nothing, one and a half GPUs.
         Exception: what a job raised, once all others have ended.
     """
+    cpus, gpus = checked_needs(cpus, gpus)
     with _cluster(on):
         room = _room(cpus, gpus)
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_job)
         if jobs is None:
             jobs = [{}] * room
         _send_task_files()
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_job)
         kept = ray.put((function, shared))
         pending = {remote.remote(kept, max(1, int(cpus)), dict(job)): number for number, job in enumerate(jobs)}
         trouble: Exception | None = None
@@ -71,6 +76,14 @@ def spread(
                 trouble = trouble or _trouble(error)
         if trouble is not None:
             raise trouble
+
+
+def checked_needs(cpus: float, gpus: float) -> tuple[float, float]:
+    """CPUs and GPUs that Ray can give to a job."""
+    cpus, gpus = checks.rate("cpus", cpus), checks.rate("gpus", gpus)
+    if gpus > 1.0 and not gpus.is_integer():
+        raise ValueError(f"gpus must be a whole number or a part of 1, got {gpus:g}; round it up")
+    return cpus, gpus
 
 
 def _job(kept: tuple[Callable[..., Any], Any], threads: int, job: Mapping[str, Any]) -> Any:
@@ -142,9 +155,9 @@ def address_of(on: str) -> str | None:
         if not re.fullmatch(f"local|auto|(ray://)?{HOST}", address):
             raise ValueError(f"RAY_ADDRESS must be local, auto, HOST:PORT or ray://HOST:PORT, got {address!r}")
         return None if address == "local" else address
-    if re.fullmatch(f"ray:(auto|{HOST})", on):
+    if re.fullmatch(f"ray:(auto|{HOST})", str(on)):
         return on.removeprefix("ray:")
-    if re.fullmatch(f"ray://{HOST}", on):
+    if re.fullmatch(f"ray://{HOST}", str(on)):
         return on
     raise ValueError(f"on must be local, ray, ray:auto, ray:HOST:PORT or ray://HOST:PORT, got {on!r}")
 
