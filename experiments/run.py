@@ -274,6 +274,8 @@ def main() -> None:
     for name in ("threads", "seeds"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if not options.minutes > 0:
+        parser.error(f"--minutes must be above 0, got {options.minutes:g}")
     if unknown := [name for name in options.tables if name not in TABLES]:
         parser.error(f"there is no table {unknown[0]}; there are {', '.join(TABLES)}")
     torch.set_num_threads(options.threads)

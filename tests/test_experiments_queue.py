@@ -248,6 +248,8 @@ def test_threads_leave_a_task_of_another_precision_to_another_process(tmp_path):
     [
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--seeds", "-1"], "--seeds must be at least 1, got -1"),
+        (["--minutes", "nan"], "--minutes must be above 0, got nan"),
+        (["--minutes", "0"], "--minutes must be above 0, got 0"),
         (["--only", "table1-fixed-70000"], "no run's name holds 'table1-fixed-70000'"),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_task_that_raises_leaves_a_hole_and_the_study_goes_on(study, tmp_path,
     ("arguments", "sentence"),
     [
         (("--only", "nothing"), "unknown task 'nothing'; choose from digits-mlp-sgd"),
-        (("--task", "own.py"), "--updates must be a whole number, at least 80, got None"),
+        (("--task", "own.py"), "--updates must be a whole number, at least 80, got None$"),
         (("--task", "own.py", "--updates", "8"), "--updates must be at least 80, got 8"),
         (("--task", "nowhere.py", "--updates", "80"), "nowhere.py"),
     ],

@@ -27,7 +27,8 @@ def whole(name: str, value: Any, *, least: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}; round it first") from None
+        hint = "; round it first" if isinstance(value, float) else ""
+        raise ValueError(f"{name} must be a whole number, at least {least}, got {value!r}{hint}") from None
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
