@@ -59,6 +59,17 @@ def test_snapshots_of_a_run_that_was_cut_off_are_those_of_a_whole_one(crashes, t
         assert all(torch.equal(found[step][name], tensor) for name, tensor in tensors.items())
 
 
+def test_the_best_by_validation_stay_also_where_a_run_goes_on(tmp_path):
+    falling = make(metric=lambda output, target: (output.argmax(-1) != target).float().mean())
+    settings = dict(snapshots=2, snapshots_by="best", checkpoint_seconds=0)
+    with pytest.raises(Crash):
+        train(falling, SCHEDULE, 170, tmp_path, **settings, progress=crash_at(130))
+    record = train(falling, SCHEDULE, 170, tmp_path, **settings)
+    history = {each["step"]: each["validation"] for each in record["result"]["history"]}
+    wanted = sorted(sorted((40, 80, 120, 160), key=lambda step: (history[step], step))[-2:])
+    assert list(snapshots_in(tmp_path)) == wanted != [120, 160]
+
+
 @pytest.mark.parametrize("evaluate_at", [None, [50, 170]])
 def test_an_action_of_the_callers_sees_each_cycles_end_and_again_what_the_checkpoint_does_not_know(
     evaluate_at, tmp_path
@@ -87,22 +98,9 @@ def test_an_action_at_cycles_ends_needs_cycles(tmp_path):
 def test_a_killed_run_keeps_its_snapshots_until_it_has_taken_them_again(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     words = [
-        "train",
-        TASK,
-        "--base-lr",
-        0.02,
-        "--max-lr",
-        0.2,
-        "--steps",
-        960,
-        "--stepsize",
-        20,
-        "--snapshots",
-        3,
-        "--checkpoint-seconds",
-        1000,
-        "--json",
-    ]
+        "train", TASK, "--base-lr", 0.02, "--max-lr", 0.2, "--steps", 960, "--stepsize", 20, "--snapshots", 3,
+        "--checkpoint-seconds", 1000, "--json",
+    ]  # fmt: skip
     for killed in (True, True, False):
         process = subprocess.Popen(
             [sys.executable, "-m", "cyclr", *map(str, words), "--out", cut], stdout=subprocess.DEVNULL
@@ -323,6 +321,8 @@ def test_the_reason_to_stop(ends, limits, reason):
         ({"stop": "cycle_end", "patience": 0}, "patience must be at least 1, got 0"),
         ({"stop": "cycle_end", "seconds": 0.0}, "seconds must be finite and above 0, got 0"),
         ({"snapshots": 0}, "snapshots must be at least 1, got 0"),
+        ({"snapshots": 2, "snapshots_by": "first"}, "unknown snapshots_by 'first'; choose from last, best"),
+        ({"snapshots": [40], "snapshots_by": "best"}, "give snapshots=N, the number that stays"),
         ({"snapshots": 2, "total_steps": 39}, "completes no cycle within total_steps"),
         ({"stop": "cycle_end", "total_steps": 39}, "completes no cycle within total_steps"),
     ],
@@ -333,9 +333,16 @@ def test_wrong_settings_are_refused_and_nothing_is_written(settings, sentence, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_patience_needs_validation_data(tmp_path):
-    with pytest.raises(ValueError, match="patience needs validation data, and task tiny has none"):
-        train(make(validation=None), SCHEDULE, 200, tmp_path, stop="cycle_end", patience=2)
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"stop": "cycle_end", "patience": 2}, "patience needs validation data, and task tiny has none"),
+        ({"snapshots": 2, "snapshots_by": "best"}, "the best snapshots need validation data, and task tiny has none"),
+    ],
+)
+def test_the_test_data_decide_nothing_on_the_way(settings, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        train(make(validation=None), SCHEDULE, 200, tmp_path, **settings)
 
 
 # The command

@@ -119,8 +119,9 @@ def train(
         int | None, typer.Option(help="Stop at a cycle's end after so many cycles without a better validation metric.")
     ] = None,
     snapshots: Annotated[
-        int | None, typer.Option(help="Keep the weights of the last so many cycles' ends, for cyclr ensemble.")
+        int | None, typer.Option(help="Keep the weights of so many cycles' ends, for cyclr ensemble.")
     ] = None,
+    snapshots_by: Annotated[str, typer.Option(help="Of which: the last, or the best by validation.")] = "last",
     checkpoint_seconds: Annotated[float, typer.Option(help="Least time between checkpoints.")] = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -138,7 +139,7 @@ def train(
     budget = {"steps_per_epoch": per_epoch, "stepsize": stepsize, **_budget(epochs, steps)}
     events: dict[str, Any] = {
         "stop": "budget" if seconds is None and patience is None else "cycle_end",
-        "seconds": seconds, "patience": patience, "snapshots": snapshots,
+        "seconds": seconds, "patience": patience, "snapshots": snapshots, "snapshots_by": snapshots_by,
     }  # fmt: skip
     trial = plan_for(policy, 0.1, 1.0, **budget)  # a typing error is told before any range test
     events_of(loaded, trial.schedule, trial.total_steps, **events)
@@ -165,7 +166,8 @@ def train(
             typer.echo(f"stopped at a cycle's end: {why}")
         count = min(snapshots or 0, len(planned.schedule.cycle_ends(record["result"]["steps"])))
         if count:  # none if it diverged before its first cycle's end
-            kept = f"snapshots of the last {count} cycles' ends" if count > 1 else "a snapshot of the last cycle's end"
+            ends = f"{count} cycles' ends" if count > 1 else "cycle's end"
+            kept = f"snapshot{'s' * (count > 1)} of the {snapshots_by} {ends}"
             typer.echo(f"{kept} in {folder / 'snapshots' / record['run']}: cyclr ensemble says what they are worth")
     if record["result"]["status"] == "diverged":
         raise typer.Exit(FAILED)

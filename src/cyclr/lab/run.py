@@ -122,7 +122,8 @@ class Run:
         if "snapshots" in self.config:
             folder, wanted = self.folder / "snapshots" / run_name(self.config), self.config["snapshots"]
             at, keep = (wanted, None) if isinstance(wanted, list) else (schedule, wanted)
-            self.snapshots = Snapshots(folder, at, keep=keep, task=snapshots_name(self.task))
+            by = self.config.get("snapshots_by", "last")
+            self.snapshots = Snapshots(folder, at, keep=keep, by=by, task=snapshots_name(self.task))
 
     def go(self, checkpoint_seconds: float, progress: Progress | None, at_cycle_end: Action | None) -> None:
         """Train to the end, evaluating where the configuration says so."""

@@ -74,6 +74,7 @@ def train(
     seconds: float | None = None,
     patience: int | None = None,
     snapshots: int | Sequence[int] | None = None,
+    snapshots_by: Literal["last", "best"] = "last",
     at_cycle_end: Action | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     progress: Progress | None = None,
@@ -96,8 +97,9 @@ def train(
         stop: "budget", after total_steps; or "cycle_end", at the last cycle's end within them, or earlier:
         seconds: budget of wall-clock time; no cycle is begun that would exceed it, as far as the last one tells.
         patience: cycles without a better metric on the validation data, after which it stops.
-        snapshots: weights of so many cycles' ends, the last ones, are kept in `out`/snapshots/RUN, or those after
-            the given numbers of updates: see `cyclr.torch.Snapshots`, and `Ensemble` for what they are good for.
+        snapshots: weights of so many cycles' ends are kept in `out`/snapshots/RUN, or those after the given numbers of
+            updates: see `cyclr.torch.Snapshots`, and `Ensemble` for what they are good for.
+        snapshots_by: which cycles' ends: the "last", or the "best", with the highest metric on the validation data.
         at_cycle_end: called with (updates done, net) at each cycle's end, in every process, once the metric is
             measured and a snapshot taken; again, where a killed run comes to an end that its checkpoint doesn't know.
         checkpoint_seconds: least time between checkpoints; 0 makes one every 50 updates.
@@ -111,7 +113,7 @@ def train(
         CheckpointError: the checkpoint in `out` is damaged or of another task.
         SnapshotError: the snapshots in `out` are damaged, or gone though the run is finished.
         ValueError: stop="cycle_end", snapshots or at_cycle_end with a schedule that completes no cycle within
-            total_steps; snapshots after it; patience without validation data.
+            total_steps; snapshots after it; patience or snapshots_by="best" without validation data.
         OSError: the disk is full or read-only.
         ProcessError: another process of this run stopped answering.
     """
@@ -121,7 +123,10 @@ def train(
     ends = schedule.cycle_ends(steps)
     if at_cycle_end is not None and not ends:
         raise ValueError(NO_CYCLE)
-    events = events_of(task, schedule, steps, stop=stop, seconds=seconds, patience=patience, snapshots=snapshots)
+    events = events_of(
+        task, schedule, steps, stop=stop, seconds=seconds, patience=patience,
+        snapshots=snapshots, snapshots_by=snapshots_by,
+    )  # fmt: skip
     if stop == "cycle_end":
         steps = ends[-1]
     points = set(evaluate_at or ends or range(0, steps, max(1, steps // EVALUATIONS)))
@@ -182,6 +187,7 @@ def events_of(
     seconds: float | None,
     patience: int | None,
     snapshots: int | Sequence[int] | None,
+    snapshots_by: str,
 ) -> dict[str, Any]:
     """What the configuration says of the cycles' ends; nothing where nothing is asked, as in older records.
 
@@ -189,10 +195,15 @@ def events_of(
         ValueError: what `train` says of these arguments.
     """
     checks.choice("stop", stop, ("budget", "cycle_end"))
+    checks.choice("snapshots_by", snapshots_by, ("last", "best"))
     if stop == "budget" and (seconds, patience) != (None, None):
         raise ValueError('seconds and patience are looked at at the cycles\' ends; give stop="cycle_end" with them')
     if patience is not None and task.validation is None:
         raise ValueError(f"patience needs validation data, and task {task.name} has none; leave it out")
+    if snapshots_by == "best" and task.validation is None:
+        raise ValueError(f"the best snapshots need validation data, and task {task.name} has none; keep the last ones")
+    if snapshots_by == "best" and (snapshots is None or isinstance(snapshots, Sequence)):
+        raise ValueError('snapshots_by="best" chooses among the cycles\' ends; give snapshots=N, the number that stays')
     reason_to_stop((), seconds=seconds, patience=patience)
     events: dict[str, Any] = {} if stop == "budget" else {"stop": stop, "seconds": seconds, "patience": patience}
     if isinstance(snapshots, Sequence):
@@ -202,6 +213,8 @@ def events_of(
             raise ValueError(f"snapshots must be numbers of updates from 1 to {most}, got {list(snapshots)}")
     elif snapshots is not None:
         events["snapshots"] = checks.whole("snapshots", snapshots, least=1)
+    if snapshots_by == "best":
+        events["snapshots_by"] = snapshots_by
     if events and not schedule.cycle_ends(steps) and (stop == "cycle_end" or not isinstance(snapshots, Sequence)):
         raise ValueError(NO_CYCLE)
     return events
