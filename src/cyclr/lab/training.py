@@ -102,6 +102,7 @@ def train(
         snapshots_by: which cycles' ends: the "last", or the "best", with the highest metric on the validation data.
         at_cycle_end: called with (updates done, net) at each cycle's end, in every process, once the metric is
             measured and a snapshot taken; again, where a killed run comes to an end that its checkpoint doesn't know.
+            The record says nothing of it.
         checkpoint_seconds: least time between checkpoints; 0 makes one every 50 updates.
         progress: called now and then with (updates done, updates in all, rate, latest metric).
 
