@@ -250,6 +250,19 @@ def test_what_is_no_division_into_groups_is_told(groups):
         groups_by_depth(chain(), groups)
 
 
+def test_multiples_of_0_hold_the_other_groups_as_group_does():
+    def curve(multiplier, group):
+        model = chain(3)
+        optimizer = torch.optim.SGD(groups_by_depth(model, 3, multiplier=multiplier), lr=0.1)
+        torch.manual_seed(1)
+        batches = [(torch.randn(8, 3), torch.randn(8, 3)) for _ in range(5)]
+        return range_test(model, optimizer, nn.functional.mse_loss, batches, ramp=cyclr.ramp(0, 1, 20), group=group)
+
+    alone = curve(1.0, "2").values.tolist()
+    assert curve([0.0, 0.0, 1.0], None).values.tolist() == alone
+    assert curve(1.0, None).values.tolist() != alone
+
+
 @pytest.mark.parametrize(
     ("group", "sentence"),
     [("head", "group must be one of '0', '1', got 'head'"), ("0", "group '0' is frozen, so its rate changes nothing")],
