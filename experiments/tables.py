@@ -21,7 +21,7 @@ ALL = (
     pneumonia.TABLE,
     anytime.TABLE,
     snapshots.SCALED,
-    snapshots.FEW,
+    snapshots.SHORT,
     table4.SCALED,
     imagenet.STAND_IN,
     table4.TABLE,

@@ -76,7 +76,7 @@ def test_a_true_ensembles_members_differ_and_have_a_share_of_the_budget(tmp_path
 
 
 def test_all_cells_of_a_net_have_one_budget_and_say_their_kind():
-    for table in (snapshots.SCALED, snapshots.FEW, snapshots.TABLE):
+    for table in (snapshots.SCALED, snapshots.SHORT, snapshots.TABLE):
         budgets = {}
         for cell in table.cells:
             budgets.setdefault(cell.task, set()).add(cell.updates)
@@ -86,6 +86,13 @@ def test_all_cells_of_a_net_have_one_budget_and_say_their_kind():
             assert cell.column.rpartition(", ")[2].startswith(kind) or f"M = {count}" in cell.column
             json.dumps(cell.settings(cell.schedule, 0))
         assert all(len(each) == 1 for each in budgets.values())
+
+
+def test_the_few_images_are_the_same_tenth_each_time():
+    few = [snapshots.few(lambda data_dir: make(train=(torch.arange(50_000), torch.zeros(50_000))))(None) for _ in "ab"]
+    drawn = [task.train[0] for task in few]
+    assert drawn[0].equal(drawn[1])
+    assert len(drawn[0]) == len(drawn[0].unique()) == snapshots.FEW
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_the_sub_models_are_objects_of_their_own():
     assert len(objects) == len(snapshots.SCALED.cells) + 1
     assert objects[-1] == {
         "table": "snapshots-scaled", "row": "ResNet", "column": "CIFAR-100, snapshots, M = 5: average", "paper": None,
-        "mean": 55.0, "sd": pytest.approx(7.0711), "n": 2, "updates": 9360, "scaled": True,
+        "mean": 55.0, "sd": pytest.approx(7.0711), "n": 2, "updates": 15600, "scaled": True,
         "command": "python experiments/run.py snapshots-scaled --data-dir DIR",
     }  # fmt: skip
     (own,) = [each for each in objects if each["row"] == "ResNet" and each["column"] == "CIFAR-100, snapshots, M = 5"]
