@@ -68,13 +68,16 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
     ensemble = Ensemble(folder, model.to(place), last=last, best=best, task=snapshots_name(task))
     steps = tuple(member.step for member in ensemble.members)
     seen = {name: _predicted(task, ensemble, source, place) for name, source in _sources(task).items()}
-    seconds = seen["test" if "test" in seen else "validation"].seconds
+    *_, source = _sources(task).values()  # the test data, if there are such
+    batch = next(in_order(source, BATCH, place, task.workers))
+    seconds = _seconds_each(ensemble, batch)
 
     def measured(name: str, chosen: Sequence[int]) -> float | None:
         if name not in seen:
             return None
-        mean = torch.stack([seen[name].probabilities[index] for index in chosen]).mean(0)
-        return float(task.metric(mean.clamp_min(torch.finfo(mean.dtype).tiny).log(), seen[name].target))
+        probabilities, target = seen[name]
+        mean = torch.stack([probabilities[index] for index in chosen]).mean(0)
+        return float(task.metric(mean.clamp_min(torch.finfo(mean.dtype).tiny).log(), target))
 
     found = []
     singles = [(index,) for index in range(len(steps))]
@@ -89,7 +92,7 @@ def assess(task: Task, folder: Path | str, *, last: int | None = None, best: int
                 sum(seconds[index] for index in chosen) / seconds[-1],
             )
         )
-    return [*found, _average(task, ensemble, steps, place, seconds[-1])]
+    return [*found, _average(task, ensemble, steps, place, batch[0], seconds[-1])]
 
 
 def find_snapshots(folder: Path) -> Path:
@@ -119,26 +122,22 @@ def _sources(task: Task) -> dict[str, Source]:
     return {name: source for name, source in sources.items() if source is not None}
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    """What the members say of a source, on the CPU, and the seconds that a batch takes each of them."""
-
-    probabilities: list[Tensor]
-    seconds: list[float]
-    target: Tensor
-
-
-def _predicted(task: Task, ensemble: Ensemble, source: Source, place: torch.device) -> _Predicted:
+def _predicted(task: Task, ensemble: Ensemble, source: Source, place: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Each member's probabilities, on the CPU, and the target."""
     target = torch.cat([y.cpu() for _, y in in_order(source, BATCH, workers=task.workers)])
-    found = _Predicted([], [], target)
+    return list(ensemble.each(lambda: in_order(source, BATCH, place, task.workers))), target
 
-    def predict(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
-        if len(found.seconds) == len(found.probabilities):  # this member's first batch
-            found.seconds.append(_seconds(model, batch[0]))
+
+def _seconds_each(ensemble: Ensemble, batch: tuple[Tensor, Tensor]) -> list[float]:
+    """What the batch takes each member."""
+    found: list[float] = []
+
+    def timed(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
+        found.append(_seconds(model, batch[0]))
         return model(batch[0])
 
-    for each in ensemble.each(lambda: in_order(source, BATCH, place, task.workers), predict=predict):
-        found.probabilities.append(each)
+    for _ in ensemble.each(lambda: [batch], predict=timed):
+        pass
     return found
 
 
@@ -153,14 +152,12 @@ def _seconds(model: Model, x: Tensor) -> float:
 
 
 def _average(
-    task: Task, ensemble: Ensemble, steps: tuple[int, ...], place: torch.device, member_seconds: float
+    task: Task, ensemble: Ensemble, steps: tuple[int, ...], place: torch.device, x: Tensor, member_seconds: float
 ) -> Assessed:
     # Shuffled: batches of one class each, as a folder of images has them, would give BatchNorm other statistics.
     size = min(BATCH, size_of(task.train))
     model = ensemble.average(Batches(task.train, size, device=place, workers=task.workers))
     values = {name: evaluate(task, model, source, place) for name, source in _sources(task).items()}
-    *_, source = _sources(task).values()  # the test data, if there are such
-    x, _ = next(in_order(source, BATCH, place, task.workers))
     with torch.no_grad():
         cost = _seconds(model, x) / member_seconds
     return Assessed("average", steps, values.get("validation"), values.get("test"), cost)
