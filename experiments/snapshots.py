@@ -274,7 +274,7 @@ def single_precision(make: Callable[[str | None], Task]) -> Callable[[str | None
 SCALED = table(
     "snapshots-scaled",
     "Snapshot ensembles, scaled",
-    "The original's epochs, batches of 64 and cosine cycles from 0.2 to 0 (200 epochs, a cycle 40 of them where M = 5), "
+    "The original's epochs, batches of 64 and cosine cycles from 0.2 to 0 (200 epochs, a cycle 40 of them if M = 5), "
     f"but small nets and few images: ResNet-8 and DenseNet-10-12 on {FEW:,} of the training images, drawn at random "
     "once; bf16. The paper's numbers (arXiv 1704.00109) are of ResNet-110 and DenseNet-40 (300 epochs) on all images, "
     f"for orientation. {OTHER_SINGLE}",
