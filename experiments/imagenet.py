@@ -236,8 +236,8 @@ STAND_IN = table(
     "Not ImageNet: CIFAR-100 at 64 x 64, the same nets, optimisers and policies in batches of a quarter and runs that "
     f"are {SHRUNK} times shorter, with every stepsize and gamma to match. It shows that the scripts run from end to "
     "end, range tests of Figures 7 and 11 included; the paper's numbers beside it are of ImageNet and say nothing "
-    "about it. In runs 400 times shorter and with the paper's batches AlexNet had not left its first plateau: 1.1 % after "
-    f"1,000 updates (the record is in git's history, 6e4e2bb). {NETS_NOTE}",
+    "about it. In runs 400 times shorter and with the paper's batches AlexNet had not left its first plateau: 1.1 % "
+    f"after 1,000 updates (the record is in git's history, 6e4e2bb). {NETS_NOTE}",
     stand_in, "cifar100-{}-stand-in", SHRUNK,
 )  # fmt: skip
 TABLE = table(
