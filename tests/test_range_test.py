@@ -184,6 +184,11 @@ def test_other_wrong_input_is_refused_before_anything_is_trained():
         ({}, r"the default ramp makes several passes and needs reset=...; or give ramp=cyclr.ramp\(...\)"),
         ({"reset": lambda: None, "steps": 19}, "steps must be at least 20, got 19"),
         ({"ramp": ramp, "validate": lambda: 0.5, "validate_every": 0}, "validate_every must be at least 1, got 0"),
+        (
+            {"ramp": ramp, "validate": lambda: 0.5, "validate_every": 9999},
+            "at most the ramp's .* updates, or nothing is",
+        ),
+        ({"reset": lambda: None, "steps": 20, "validate_every": 21}, "at most the ramp's 20 updates, .*; got 21"),
         ({"ramp": ramp, "goal": "maximum"}, "unknown goal 'maximum'; choose from min, max"),
         ({"ramp": ramp, "measured": "during"}, "unknown measured 'during'; choose from before, after"),
     ]:
@@ -303,7 +308,7 @@ def test_the_default_ramp_ends_too_where_training_is_broken_from_the_start():
     assert (len(curve), curve.stopped, curve.stopped_at, len(resets)) == (0, "non-finite", 0.0, 1)
 
 
-@pytest.mark.parametrize(("every", "at"), [(4, range(3, 40, 4)), (None, range(40)), (50, [])])
+@pytest.mark.parametrize(("every", "at"), [(4, range(3, 40, 4)), (None, range(40)), (40, [39])])
 def test_validation_is_the_curve_and_training_its_companions(every, at):
     weights = [0.0]
 

@@ -73,7 +73,7 @@ def range_test(
         validate: returns the metric of that name on a fixed validation subset. The curve is then about this
             "validation loss", say, and the training metrics are its `companions`. The paper's curve is of an accuracy:
             `train_at` returns {"loss": ...}, and metric="accuracy".
-        validate_every: updates between two validations; a 100th of the ramp by default.
+        validate_every: updates between two validations, at most the ramp's; a 100th of them by default.
         progress: called after each update with (updates done in this pass, updates in it at most, rate, value).
         meta: kept with the curve.
 
@@ -110,10 +110,11 @@ def range_test(
     if ramp is not None:
         if not isinstance(ramp, Ramp):
             raise ValueError(f"ramp must come from cyclr.ramp(start_lr, end_lr, steps), got {ramp!r}")
+        _check_validated(validate_every, ramp.steps)
         return recorder.run(ramp, ramp.steps)
     if reset is None:
         raise ValueError("the default ramp makes several passes and needs reset=...; or give ramp=cyclr.ramp(...)")
-    checks.whole("steps", steps, least=20)
+    _check_validated(validate_every, checks.whole("steps", steps, least=20))
     end = _end_of_linear_pass(recorder.run(SCOUT, SCOUT.steps, validated=False))
     for _ in range(PASSES):
         reset()
@@ -124,6 +125,13 @@ def range_test(
         end = better
     cycles = _short_cycles(recorder, curve, min(steps // 2, CYCLE), reset)
     return curve if cycles is None else replace(curve, companions=(*curve.companions, cycles))
+
+
+def _check_validated(every: int | None, steps: int) -> None:
+    if every is not None and every > steps:
+        raise ValueError(
+            f"validate_every must be at most the ramp's {steps} updates, or nothing is validated; got {every}"
+        )
 
 
 def check_options(metric: Any, progress: Any, meta: Any) -> None:
