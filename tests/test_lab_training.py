@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,28 +53,43 @@ def facts(record):
 # Kill and resume
 
 
+# The command, and a thread that sends its process a signal some seconds after the next checkpoint: from outside it may
+# come late on a busy machine, when the run has ended.
+KILLED = """
+import os, runpy, sys, threading, time
+from pathlib import Path
+
+number, seconds, folder = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[-1], "checkpoints")
+
+def stamps():
+    return [path.stat().st_mtime_ns for path in folder.glob("*.safetensors")]
+
+def kill(first=stamps()):
+    while stamps() == first:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    os.kill(os.getpid(), number)
+
+threading.Thread(target=kill, daemon=True).start()
+sys.argv = ["cyclr", *sys.argv[3:]]
+runpy.run_module("cyclr", run_name="__main__")
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     options = ["--base-lr=0.02", "--max-lr=0.2", "--steps=2400", "--checkpoint-seconds=0", "--json"]
-    # nice: on a busy machine it must not come to its end before this process, which is to kill it, has its turn.
-    command = ["nice", "-n", "10", sys.executable, "-m", "cyclr", "train", str(TASK), *options]
-    command += ["--out", str(tmp_path / "killed")]
+    words = ["train", str(TASK), *options, "--out", str(tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     chance = random.Random(0)
-    kills = 0
-    while kills < 3:
-        checkpoint = stamp(tmp_path / "killed")
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as process:
-            while process.poll() is None and stamp(tmp_path / "killed") == checkpoint:
-                time.sleep(0.02)
-            time.sleep(chance.uniform(0.0, 0.2))
-            process.send_signal(signal.SIGINT if kills == 1 else signal.SIGKILL)
-            said = process.communicate()[1].decode()
-        assert process.returncode == (1 if kills == 1 else -signal.SIGKILL), said
-        if kills == 1:
-            assert said.strip() == "cyclr: stopped; the same command goes on from its last checkpoint"
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        command = [sys.executable, "-c", KILLED, str(int(number)), str(chance.uniform(0.0, 0.1)), *words]
+        killed = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert killed.returncode == (1 if number == signal.SIGINT else -signal.SIGKILL), killed.stderr
+        if number == signal.SIGINT:
+            assert killed.stderr.strip() == "cyclr: stopped; the same command goes on from its last checkpoint"
         assert not (tmp_path / "killed" / "records.jsonl").exists()
-        kills += 1
+    command = [sys.executable, "-m", "cyclr", *words]
     subprocess.run(command, check=True, capture_output=True, env=environment)
     (record,) = read_records(tmp_path / "killed")
     schedule = cyclr.schedule_from_dict(record["config"]["schedule"])
@@ -83,11 +97,6 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     assert facts(record) == facts(whole)
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.joinpath("killed").rglob(".*")) == []  # no half-written checkpoint
-
-
-def stamp(folder):
-    files = list(folder.glob("checkpoints/*.safetensors"))
-    return files and files[0].stat().st_mtime_ns
 
 
 def with_dataset():
