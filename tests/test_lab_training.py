@@ -56,9 +56,10 @@ def facts(record):
 # The command, and a thread that sends its process a signal some seconds after the next checkpoint: from outside it may
 # come late on a busy machine, when the run has ended.
 KILLED = """
-import os, runpy, sys, threading, time
+import os, runpy, signal, sys, threading, time
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
 number, seconds, folder = int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[-1], "checkpoints")
 
 def stamps():
