@@ -1,4 +1,4 @@
-"""Table 1's ImageNet rows, AlexNet and GoogLeNet; and a stand-in for them on CIFAR-100, of two hours on a core.
+"""Table 1's ImageNet rows, AlexNet and GoogLeNet; and a stand-in for them on CIFAR-100, for two cores.
 
     python experiments/run.py imagenet --data-dir DIR      with DIR/imagenet/train/CLASS/* and DIR/imagenet/val/CLASS/*
 

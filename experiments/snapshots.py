@@ -3,7 +3,7 @@
 All rows have one budget: a single model under one cosine, snapshots at the ends of M cosine cycles, and a true
 ensemble of M trainings of an M-th of the budget each. The number is the ensemble's accuracy; the table below it has the
 last member, the ensembles of the last m, the average of the weights (SWA), and of the single model's run the ensemble
-of M snapshots without cycles. Three settings: the original's, for a GPU; a scaled one with the original's epochs on a
+of M snapshots without cycles. The settings: the original's, for a GPU; a scaled one with the original's epochs on a
 tenth of the images; and two with cycles that are too short.
 """
 
@@ -198,6 +198,7 @@ def cells_of(
     data: str,
     task: str,
     total: int,
+    max_lr: float,
     every: int,
     papers: Mapping[str, float] | None = None,
     *,
@@ -209,7 +210,7 @@ def cells_of(
     columns += [(f"{kind}, M = {m}", m) for kind in ("snapshots", "true ensemble") for m in MEMBERS]
     return [
         Cell(
-            row, f"{data}, {column}", task, cyclr.cosine_restarts(0.0, 0.2, total // m), total,
+            row, f"{data}, {column}", task, cyclr.cosine_restarts(0.0, max_lr, total // m), total,
             (papers or {}).get(column), seeds, every, scaled,
         )
         for column, m in columns
@@ -228,7 +229,7 @@ def table(name: str, title: str, note: str, *, scaled: bool) -> Table:
             epochs = SCALED_EPOCHS if scaled else net.epochs
             total = epochs * epoch
             total -= total % 15  # a whole number of cycles, 3 or 5
-            cells += cells_of(row, data, task, total, epochs // 20 * epoch, papers[data], scaled=scaled)
+            cells += cells_of(row, data, task, total, net.max_lr, epochs // 20 * epoch, papers[data], scaled=scaled)
     return table_of(name, title, note, tasks, cells, gpu=not scaled)
 
 
@@ -243,16 +244,17 @@ def table_of(
 
 def short_cycles() -> Table:
     """Cycles in which a net doesn't get as good as in one long anneal: what the scaled setting had been before."""
-    net = NETS["ResNet"][0]
-    whole, part = "cifar100-resnet-snapshots-scaled", "cifar100-resnet-8-few-images"
-    deep = replace(net, small=lambda classes: ResNet(20, classes))
+    net, papers = NETS["ResNet"]
+    deeper = replace(net, small=lambda classes: ResNet(20, classes))
+    on_all, on_few = "cifar100-resnet-snapshots-scaled", "cifar100-resnet-8-few-images"
     tasks = {
-        whole: single_precision(task_of(whole, "CIFAR-100", deep, True)),
-        part: single_precision(few(task_of(part, "CIFAR-100", net, True))),
+        on_all: single_precision(task_of(on_all, "CIFAR-100", deeper, scaled=True)),
+        on_few: single_precision(few(task_of(on_few, "CIFAR-100", net, scaled=True))),
     }
     epoch, few_epoch = IMAGES // net.batch_size, FEW // net.batch_size
-    cells = cells_of("ResNet", "CIFAR-100", whole, 9360, 10 * epoch, NETS["ResNet"][1]["CIFAR-100"], seeds=1)
-    cells += cells_of("ResNet-8", "5,000 images", part, 60 * few_epoch, 3 * few_epoch)
+    total = 12 * epoch // 15 * 15
+    cells = cells_of("ResNet", "CIFAR-100", on_all, total, net.max_lr, 10 * epoch, papers["CIFAR-100"], seeds=1)
+    cells += cells_of("ResNet-8", f"{FEW:,} images", on_few, 60 * few_epoch, net.max_lr, 3 * few_epoch)
     return table_of(
         "snapshots-short-cycles",
         "Snapshot ensembles of short cycles",

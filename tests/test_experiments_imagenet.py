@@ -46,6 +46,7 @@ def test_the_stand_in_is_marked_and_apart():
     assert [cell.updates * SHRUNK for cell in STAND_IN.cells] == [cell.updates for cell in TABLE.cells]
     assert not set(STAND_IN.tasks) & set(TABLE.tasks)
     assert TABLE.gpu
+    assert not STAND_IN.gpu
     assert sum(row[0] == "triangular2" for rows in ROWS.values() for row in rows) == 2
 
 
